@@ -1,0 +1,1 @@
+extern "C" int fluvial_abi() { return 1; }

@@ -1,0 +1,103 @@
+"""`Linear`: the only door to a weight matrix, for every projection of every architecture, encoder and head.
+
+Storage format x LoRA plugins x kernel meet here, so that each composes with each and no architecture can skip one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fluvial.adapters.formats import DENSE, Format
+from fluvial.adapters.formats.base import Parts
+from fluvial.adapters.lora import LoraPair, Route
+
+
+class Linear(nn.Module):
+    """y = x W^T + bias + the routed plugins' updates; x [..., in] -> y [..., out]."""
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        bias: bool = False,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.d_in, self.d_out = d_in, d_out
+        self.plugins: dict[str, LoraPair] = {}
+        self._install(DENSE, DENSE.empty(d_out, d_in, dtype, device))
+        self.bias = nn.Parameter(torch.empty(d_out, dtype=dtype, device=device)) if bias else None
+        self.reset()
+
+    def _install(self, format: Format, parts: Parts) -> None:
+        for name in getattr(self, "_part_names", ()):
+            delattr(self, name)
+        self.format, self._part_names = format, tuple(parts)
+        for name, part in parts.items():
+            if format.trainable:
+                self.register_parameter(name, nn.Parameter(part))
+            else:
+                self.register_buffer(name, part)
+
+    def reset(self) -> None:
+        """Fresh uniform weights in +-1/sqrt(in); a bias of zero. For training and for random test models."""
+        with torch.no_grad():
+            bound = 1.0 / math.sqrt(self.d_in)
+            self.parts["weight"].uniform_(-bound, bound)
+            if self.bias is not None:
+                self.bias.zero_()
+
+    @property
+    def parts(self) -> Parts:
+        """The stored tensors by part name."""
+        return {name: getattr(self, name) for name in self._part_names}
+
+    def store(self, format: Format) -> None:
+        """Re-packs the matrix in another storage format."""
+        with torch.no_grad():
+            matrix = self.format.unpack(self.parts)
+            self._install(format, format.pack(matrix))
+
+    def matrix(self) -> Tensor:
+        """The dense matrix [out, in] that this door computes with, without plugins."""
+        return self.format.unpack(self.parts)
+
+    def attach(self, plugin: str, pair: LoraPair) -> None:
+        """Adds a plugin's low-rank update; it acts only on forwards whose route names it."""
+        pair.check(self.d_out, self.d_in)
+        self.plugins[plugin] = pair
+
+    def detach(self, plugin: str) -> None:
+        """Removes a plugin's update, if there is one here."""
+        self.plugins.pop(plugin, None)
+
+    def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
+        y = self.format.matmul(x, self.parts)
+        if self.bias is not None:
+            y = y + self.bias
+        if route:
+            for plugin, strength in route.items():
+                pair = self.plugins.get(plugin)
+                if pair is not None:
+                    y = y + pair(x, strength)
+        return y
+
+
+class Embedding(Linear):
+    """A table of rows [vocab, d]: `lookup` reads rows, calling it projects onto the vocabulary (a tied head)."""
+
+    def __init__(self, vocab: int, d_model: int, *, dtype: torch.dtype | None = None) -> None:
+        super().__init__(d_model, vocab, dtype=dtype)
+
+    def reset(self) -> None:
+        with torch.no_grad():
+            self.parts["weight"].normal_(std=self.d_in**-0.5)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """ids int64 [...] -> rows [..., d]."""
+        return self.format.rows(self.parts, ids)

@@ -1,0 +1,149 @@
+"""Softmax attention: grouped queries, rotary positions, optional output gate, q/k norm, sliding window with sinks.
+
+Without a window the leaf is a tape that grows by one row a token. With one it is a ring of fixed size: the first `sinks`
+tokens (Xiao et al. 2023) and the last `window`, so memory is constant.
+
+Letters: B batch, T tokens, H query heads, G key/value heads, D head width, R ring slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fluvial.adapters.linear import Linear
+from fluvial.models.journal import Append, Count, Pending
+from fluvial.models.mixer import Mixer, Step, mixer
+from fluvial.models.norm import RMSNorm
+from fluvial.models.rotary import rotary_tables, rotate
+from fluvial.models.state import Leaf
+from fluvial.models.tape import Tape
+
+
+@mixer("attention")
+class Attention(Mixer):
+    """Causal softmax attention. `rotary` is the share of the head that rotates (0: no positions)."""
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        heads: int,
+        kv_heads: int | None = None,
+        d_head: int | None = None,
+        theta: float = 10000.0,
+        rotary: float = 1.0,
+        window: int = 0,
+        sinks: int = 0,
+        gate: bool = False,
+        qk_norm: str = "",
+        bias: bool = False,
+        out_bias: bool = False,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.d_head = heads, kv_heads or heads, d_head or d_model // heads
+        self.theta, self.rotary, self.window, self.sinks, self.gate = theta, int(rotary * self.d_head), window, sinks, gate
+        self.q_proj = Linear(d_model, self.heads * self.d_head * (2 if gate else 1), bias)
+        self.k_proj = Linear(d_model, self.kv_heads * self.d_head, bias)
+        self.v_proj = Linear(d_model, self.kv_heads * self.d_head, bias)
+        self.o_proj = Linear(self.heads * self.d_head, d_model, out_bias)
+        self.q_norm, self.k_norm = (
+            RMSNorm(self.d_head, norm_eps, offset=float(qk_norm == "rms1")) if qk_norm else nn.Identity()
+            for _ in range(2)
+        )
+
+    def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Leaf]:
+        if not self.window:
+            return {"kv": Tape.empty(batch, self.kv_heads, self.d_head, self.d_head, dtype=dtype, device=device)}
+        shape = (batch, self.kv_heads, self.sinks + self.window, self.d_head)
+        return {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("k", "v")}
+
+    def forward(self, x: Tensor, state: dict[str, Leaf], step: Step) -> tuple[Tensor, dict[str, Pending]]:
+        q = self.q_proj(x, step.route).unflatten(-1, (self.heads, -1))
+        if self.gate:  # per head [q | gate]
+            q, gate = q.chunk(2, -1)
+        k = self.k_proj(x, step.route).unflatten(-1, (self.kv_heads, -1))
+        v = self.v_proj(x, step.route).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+        q, k = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2)
+        if self.rotary:
+            cos, sin = step.memo(("rotary", self.rotary, self.theta), self._tables)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        pending: dict[str, Pending]
+        if self.window:
+            o, pending = self._attend_ring(q, k, v, state, step)
+        else:
+            tape = state["kv"]
+            assert isinstance(tape, Tape)
+            o = self._attend_tape(q, *tape.peek(k.to(v.dtype), v), tape, step)
+            pending = {"kv": Append(tape, k.to(v.dtype), v)}
+        o = o.transpose(1, 2)
+        if self.gate:
+            o = o * gate.sigmoid()
+        return self.o_proj(o.flatten(-2), step.route), pending
+
+    def _tables(self, step: Step) -> tuple[Tensor, Tensor]:
+        return rotary_tables(step.positions, self.rotary, self.theta)
+
+    def _attend_tape(self, q: Tensor, k: Tensor, v: Tensor, tape: Tape, step: Step) -> Tensor:
+        mask, causal = None, False
+        if len(set(tape.lengths)) > 1 or (q.shape[2] > 1 and max(tape.lengths)):
+            key = torch.arange(k.shape[2], device=k.device)
+            mask = key <= step.positions[:, None, :, None]  # row b's keys stand at their own positions
+        else:
+            causal = q.shape[2] > 1
+        return self._softmax(q.to(v.dtype), k, v, mask, causal)
+
+    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        grouped = self.heads != self.kv_heads
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+
+    def _attend_ring(
+        self, q: Tensor, k: Tensor, v: Tensor, state: dict[str, Leaf], step: Step
+    ) -> tuple[Tensor, dict[str, Pending]]:
+        old_k, old_v = state["k"], state["v"]
+        assert isinstance(old_k, Tensor) and isinstance(old_v, Tensor)
+        start = step.positions[:, :1]
+        held = ring_positions(start, self.sinks, self.window)  # [B, R], -1 where empty
+        key = torch.cat([held, step.positions], 1)[:, None, None, :]
+        query = step.positions[:, None, :, None]
+        mask = (key >= 0) & (key <= query) & ((key > query - self.window) | (key < self.sinks))
+        k, v = k.to(old_k.dtype), v.to(old_v.dtype)
+        o = self._softmax(q.to(v.dtype), torch.cat([old_k, k], 2), torch.cat([old_v, v], 2), mask, False)
+        return o, {
+            "k": Ring(old_k, k, start, self.sinks, self.window),
+            "v": Ring(old_v, v, start, self.sinks, self.window),
+        }
+
+
+def ring_positions(end: Tensor, sinks: int, window: int) -> Tensor:
+    """end [B, 1] tokens so far -> the position that each of sinks + window slots holds, int64 [B, R]; -1 for none."""
+    slot = torch.arange(sinks + window, device=end.device)[None, :]
+    turn = slot - sinks
+    latest = end - 1 - (end - 1 - sinks - turn) % window  # the newest position p < end with (p - sinks) % window == turn
+    position = torch.where(slot < sinks, slot, latest)
+    return torch.where((position < end) & ((slot < sinks) | (position >= sinks)), position, -1)
+
+
+@dataclass(frozen=True)
+class Ring:
+    """A ring leaf [B, G, R, D] and the new rows [B, G, T, D] that follow it."""
+
+    old: Tensor
+    new: Tensor
+    start: Tensor
+    sinks: int
+    window: int
+
+    def commit(self, n: Count) -> Leaf:
+        end = self.start + torch.tensor(n, device=self.start.device)[:, None]
+        fresh = ring_positions(end, self.sinks, self.window) - self.start  # index among the new rows, < 0: keep the old
+        index = fresh.clamp(min=0)[:, None, :, None].expand_as(self.old)
+        return torch.where((fresh >= 0)[:, None, :, None], self.new.gather(2, index), self.old)
+
+    @property
+    def nbytes(self) -> int:
+        return self.old.nbytes + self.new.nbytes

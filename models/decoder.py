@@ -1,0 +1,170 @@
+"""`Decoder`: embedding, a flat list of blocks x += mixer(norm(x)), final norm, head.
+
+A Transformer is [attention, swiglu] * n, Mamba-2 [mamba2] * n, RWKV-7 [time, channel] * n, Qwen3.5
+[delta, swiglu, delta, swiglu, delta, swiglu, attention, swiglu] * n: the block list makes hybrids free. The decoder returns hidden
+states; the head runs only where logits are asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from fluvial.adapters.errors import IntegrityError, UsageError
+from fluvial.adapters.linear import Embedding, Linear
+from fluvial.adapters.lora import Route
+from fluvial.models import attention, feed_forward, gated_delta, mamba2, rwkv7  # noqa: F401  (they register themselves)
+from fluvial.models.journal import Journal, Pending
+from fluvial.models.mixer import Mixer, Step, build
+from fluvial.models.norm import norm
+from fluvial.models.state import Leaf, State
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """A mixer kind and its options."""
+
+    kind: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Everything that shapes a decoder. `embed_norm` is RWKV's norm right after the embedding."""
+
+    vocab: int
+    d_model: int
+    blocks: tuple[BlockConfig, ...]
+    norm: str = "rms"
+    norm_eps: float = 1e-6
+    tied_head: bool = True
+    embed_norm: bool = False
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x))."""
+
+    def __init__(self, config: DecoderConfig, block: BlockConfig) -> None:
+        super().__init__()
+        self.norm = norm(config.norm, config.d_model, config.norm_eps)
+        self.mixer: Mixer = build(block.kind, config.d_model, **block.options)
+
+    def forward(self, x: Tensor, state: dict[str, Leaf], step: Step) -> tuple[Tensor, dict[str, Pending]]:
+        y, pending = self.mixer(self.norm(x), state, step)
+        return x + y, pending
+
+
+class Decoder(nn.Module):
+    """Hidden states x [B, T, D] in, hidden states and the next `State` (or a `Journal`) out; one forward for every T >= 1."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = Embedding(config.vocab, config.d_model)
+        self.embed_norm = norm(config.norm, config.d_model, config.norm_eps) if config.embed_norm else None
+        self.blocks = nn.ModuleList(Block(config, block) for block in config.blocks)
+        self.norm = norm(config.norm, config.d_model, config.norm_eps)
+        self.head = None if config.tied_head else Linear(config.d_model, config.vocab)
+        self._fingerprint = ""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the decoder computes in."""
+        return self.norm.gain.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.norm.gain.device
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids int64 [B, T] -> x [B, T, D]."""
+        return self.embedding.lookup(ids)
+
+    def logits(self, hidden: Tensor, route: Route | None = None) -> Tensor:
+        """hidden [..., D] -> logits [..., vocab]."""
+        head = self.embedding if self.head is None else self.head
+        return head(hidden, route)
+
+    def init_state(self, batch: int = 1) -> State:
+        """The empty state of `batch` rows."""
+        leaves: dict[str, Leaf] = {}
+        for i, block in enumerate(self.blocks):
+            for name, leaf in block.mixer.init_state(batch, self.dtype, self.device).items():
+                leaves[f"{i}.{name}"] = leaf
+        return State(leaves, (0,) * batch, self._fingerprint)
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        state: State | None = ...,
+        *,
+        lengths: Sequence[int] | None = ...,
+        route: Route | None = ...,
+        journal: Literal[False] = ...,
+    ) -> tuple[Tensor, State]: ...
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        state: State | None = ...,
+        *,
+        lengths: Sequence[int] | None = ...,
+        route: Route | None = ...,
+        journal: Literal[True],
+    ) -> tuple[Tensor, Journal]: ...
+    def forward(
+        self,
+        x: Tensor,
+        state: State | None = None,
+        *,
+        lengths: Sequence[int] | None = None,
+        route: Route | None = None,
+        journal: bool = False,
+    ) -> tuple[Tensor, State | Journal]:
+        """x [B, T, D] -> hidden [B, T, D] (normed, ready for `logits`) and the state after it.
+
+        `lengths[b]` of the T tokens are real, the rest is padding at the end that no state ever sees. With `journal` nothing
+        is committed: `journal.commit(n)` gives the state after any prefix.
+        """
+        batch, tokens = x.shape[:2]
+        state = self._checked(state, batch, tokens)
+        limit = (tokens,) * batch if lengths is None else tuple(int(n) for n in lengths)
+        if len(limit) != batch or any(not 0 <= n <= tokens for n in limit):
+            raise UsageError(f"lengths {limit} do not fit an input of {batch} rows with {tokens} tokens.")
+        ragged = None if all(n == tokens for n in limit) else limit
+        step = Step(state.position, tokens, x.device, ragged, journal, route)
+        x = x if self.embed_norm is None else self.embed_norm(x)
+        pending: dict[str, Pending] = {}
+        for i, block in enumerate(self.blocks):
+            x, leaves = block(x, state.of_block(i), step)
+            pending |= {f"{i}.{name}": leaf for name, leaf in leaves.items()}
+        result = Journal(state, pending, limit)
+        return self.norm(x), result if journal else result.commit(limit)
+
+    def _checked(self, state: State | None, batch: int, tokens: int) -> State:
+        if tokens < 1:
+            raise UsageError("A forward needs at least one token.")
+        if state is None:
+            return self.init_state(batch)
+        if state.batch != batch:
+            raise UsageError(f"The state has {state.batch} rows, the input {batch}.")
+        if state.model != self._fingerprint:
+            raise IntegrityError("The state belongs to another model.", hint="Start a new session for this model.")
+        return state
+
+    def fingerprint(self) -> str:
+        """A hash of config and weights, computed once; states made afterwards carry it."""
+        if not self._fingerprint:
+            digest = hashlib.blake2b(json.dumps(asdict(self.config), sort_keys=True, default=str).encode(), digest_size=20)
+            for name, tensor in sorted(self.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint

@@ -1,0 +1,135 @@
+"""Gated DeltaNet (Yang, Kautz & Hatamizadeh 2024; Qwen3-Next and Qwen3.5): a delta-rule memory with a decay gate.
+
+    S <- e^g S;  delta = beta (v - k^T S);  S <- S + k delta^T;  o = q^T S          S [K, V] per head
+
+Letters: B batch, T tokens, C chunk, H heads, K key width, V value width, G running sum of g inside a chunk,
+D_ij = e^{G_i - G_j}. The chunk form solves the deltas of a chunk at once:
+    A = I + stril(diag(beta) K K^T * D);  delta = A^-1 (beta V - (beta K e^G) S)
+    O = (Q e^G) S + tril(Q K^T * D) delta;  S' = e^{G_end} S + (K e^{G_end - G})^T delta
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fluvial.adapters.linear import Linear
+from fluvial.adapters.ops import op
+from fluvial.models.journal import Final, Outer, Pending
+from fluvial.models.mixer import Mixer, Step, mixer
+from fluvial.models.norm import RMSNorm, ShortConv
+from fluvial.models.state import Leaf, recurrent_dtype
+
+CHUNK = 32
+
+
+@op
+def gated_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k [B, T, H, K]; v [B, T, H, V]; g, beta [B, T, H]; S [B, H, K, V] -> o [B, T, H, V], delta [B, T, H, V], S'."""
+    if q.shape[1] == 1:
+        return _step(q, k, v, g, beta, S)
+    tokens = q.shape[1]
+    size = min(CHUNK, tokens)
+    q, k, v, g, beta = (_chunks(rows, size) for rows in (q, k, v, g, beta))  # [N, B, H, C, ...], zeros at the end
+    G = g.cumsum(-1)
+    i = torch.arange(size, device=g.device)
+    D = (G[..., :, None] - G[..., None, :]).masked_fill(i[:, None] < i[None, :], float("-inf")).exp()  # [N, B, H, C, C]
+    A = ((beta[..., None] * k) @ k.mT * D).tril(-1)  # the solve takes the unit diagonal as given
+    rise = G.exp()[..., None]
+    U, W = torch.linalg.solve_triangular(
+        A, torch.cat([beta[..., None] * v, beta[..., None] * k * rise], -1), upper=False, unitriangular=True
+    ).split([v.shape[-1], k.shape[-1]], -1)
+    scores, q_rise = (q @ k.mT) * D, q * rise
+    k_fall, decay = k * (G[..., -1:] - G).exp()[..., None], G[..., -1].exp()[..., None, None]
+    outputs, deltas = [], []
+    for n in range(q.shape[0]):
+        delta = U[n] - W[n] @ S
+        outputs.append(q_rise[n] @ S + scores[n] @ delta)
+        deltas.append(delta)
+        S = decay[n] * S + k_fall[n].mT @ delta
+    return _tokens(outputs, tokens), _tokens(deltas, tokens), S
+
+
+def _step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v, g, beta = q[:, 0], k[:, 0], v[:, 0], g[:, 0], beta[:, 0]
+    S = S * g.exp()[..., None, None]
+    delta = beta[..., None] * (v - (k.unsqueeze(-2) @ S).squeeze(-2))
+    S = S + k.unsqueeze(-1) * delta.unsqueeze(-2)
+    return (q.unsqueeze(-2) @ S).squeeze(-2).unsqueeze(1), delta.unsqueeze(1), S
+
+
+def _chunks(rows: Tensor, size: int) -> Tensor:
+    """[B, T, H, ...] -> [N, B, H, C, ...]; zeros fill the last chunk: a zero gate and key leave the state alone."""
+    missing = -rows.shape[1] % size
+    if missing:
+        rows = torch.cat([rows, rows.new_zeros(rows.shape[0], missing, *rows.shape[2:])], 1)
+    return rows.unflatten(1, (-1, size)).movedim(1, 0).transpose(2, 3)
+
+
+def _tokens(chunks: list[Tensor], tokens: int) -> Tensor:
+    """N chunks of [B, H, C, V] -> [B, T, H, V]."""
+    return torch.stack(chunks, 1).transpose(2, 3).flatten(1, 2)[:, :tokens]
+
+
+@mixer("gated_delta")
+class GatedDelta(Mixer):
+    """Projections, short convolution, gates and output norm around `gated_delta`.
+
+    `gate` "hard" clamps beta to exactly 0 or 1 at the ends, so that filler does not leak into the memory; "sigmoid" is the
+    published form. k heads are repeated to the v heads.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        heads: int,
+        d_k: int,
+        d_v: int,
+        k_heads: int | None = None,
+        conv: int = 4,
+        gate: str = "sigmoid",
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.heads, self.k_heads, self.d_k, self.d_v, self.gate = heads, k_heads or heads, d_k, d_v, gate
+        self.widths = (self.k_heads * d_k, self.k_heads * d_k, heads * d_v)
+        self.in_proj_qkv = Linear(d_model, sum(self.widths))
+        self.in_proj_z = Linear(d_model, heads * d_v)
+        self.in_proj_a, self.in_proj_b = Linear(d_model, heads), Linear(d_model, heads)
+        self.conv = ShortConv(sum(self.widths), conv)
+        self.A_log, self.dt_bias = nn.Parameter(torch.empty(heads)), nn.Parameter(torch.empty(heads))
+        self.norm = RMSNorm(d_v, norm_eps)
+        self.out_proj = Linear(heads * d_v, d_model)
+        self.reset()
+
+    def reset(self) -> None:
+        with torch.no_grad():
+            self.A_log.uniform_(1, 16).log_()
+            dt = torch.empty_like(self.dt_bias).uniform_(-6.9, -2.3).exp()  # log-uniform in 0.001 .. 0.1
+            self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse softplus
+
+    def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Leaf]:
+        dtype = recurrent_dtype(dtype)
+        S = torch.zeros(batch, self.heads, self.d_k, self.d_v, dtype=dtype, device=device)
+        return {"S": S, "conv": self.conv.init_state(batch, dtype, device)}
+
+    def forward(self, x: Tensor, state: dict[str, Leaf], step: Step) -> tuple[Tensor, dict[str, Pending]]:
+        S, past = state["S"], state["conv"]
+        assert isinstance(S, Tensor) and isinstance(past, Tensor)
+        mixed, window = self.conv(self.in_proj_qkv(x, step.route), past)
+        q, k, v = F.silu(mixed).split(self.widths, -1)
+        q, k, v = (rows.unflatten(-1, (heads, -1)) for rows, heads in ((q, self.k_heads), (k, self.k_heads), (v, self.heads)))
+        q = F.normalize(q, dim=-1, eps=1e-6) * self.d_k**-0.5
+        k = F.normalize(k, dim=-1, eps=1e-6)
+        if self.heads != self.k_heads:
+            q, k = (rows.repeat_interleave(self.heads // self.k_heads, 2) for rows in (q, k))
+        a, b = (proj(x, step.route).to(S.dtype) for proj in (self.in_proj_a, self.in_proj_b))
+        g = step.blank(-self.A_log.to(S.dtype).exp() * F.softplus(a + self.dt_bias.to(S.dtype)))
+        beta = step.blank((1.3 * b.sigmoid() - 0.2).clamp(0, 1) if self.gate == "hard" else b.sigmoid())
+        o, delta, S_end = gated_delta(q, k, v, g, beta, S)
+        z = self.in_proj_z(x, step.route).unflatten(-1, (self.heads, -1))
+        y = self.norm(o) * F.silu(z.to(S.dtype))
+        pending = Outer(S, ((k, delta),), g.cumsum(1).unsqueeze(-1)) if step.journal else Final(S_end)
+        return self.out_proj(y.flatten(-2).to(x.dtype), step.route), {"S": pending, "conv": window}

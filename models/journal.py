@@ -1,0 +1,131 @@
+"""Journals: what a provisional forward keeps so that any prefix of it can be committed exactly.
+
+`journal.commit(n)` is the state after the first n tokens (n a number, or one per batch row). A leaf's part of the journal
+is a `Pending`: one state at most, plus O(T) rows. The same mechanism serves speculation, undo, cancelling, cache
+checkpoints inside a chunk, and padded batches (padding is what is never committed).
+
+Letters: B batch, T tokens, H heads, K and V key and value width, G running log decay since the call's start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fluvial.adapters.errors import UsageError
+from fluvial.models.state import Leaf, State
+from fluvial.models.tape import Tape
+
+Count = tuple[int, ...]  # tokens per batch row
+
+
+class Pending(Protocol):
+    """One leaf's next value, for any number of committed tokens."""
+
+    def commit(self, n: Count) -> Leaf: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Final:
+    """The value after all tokens, where no rows were kept."""
+
+    value: Leaf
+
+    def commit(self, n: Count) -> Leaf:
+        return self.value
+
+    @property
+    def nbytes(self) -> int:
+        return self.value.nbytes
+
+
+@dataclass(frozen=True)
+class Window:
+    """The last `keep` of a row sequence: short convolutions and token shift. rows [B, keep + T, C], older ones first."""
+
+    rows: Tensor
+    keep: int
+
+    def commit(self, n: Count) -> Leaf:
+        if len(set(n)) == 1:
+            return self.rows[:, n[0] : n[0] + self.keep].clone()
+        return torch.stack([row[i : i + self.keep] for row, i in zip(self.rows, n, strict=True)])
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows.nbytes
+
+
+@dataclass(frozen=True)
+class Outer:
+    """A decayed sum of outer products: S_n = e^{G_n} S + sum_{i <= n} e^{G_n - G_i} left_i right_i^T.
+
+    base [B, H, K, V]; each pair left [B, T, H, K], right [B, T, H, V]; log_decay = G, [B, T, H, 1] or [B, T, H, K].
+    """
+
+    base: Tensor
+    pairs: tuple[tuple[Tensor, Tensor], ...]
+    log_decay: Tensor
+
+    def commit(self, n: Count) -> Leaf:
+        if not any(n):
+            return self.base
+        at = torch.tensor(n, device=self.base.device)
+        G = self.log_decay[:, : max(n)]
+        G_n = G.gather(1, (at - 1).clamp(min=0).view(-1, 1, 1, 1).expand(-1, 1, *G.shape[2:]))
+        G_n = torch.where((at == 0).view(-1, 1, 1, 1), torch.zeros_like(G_n), G_n)
+        kept = torch.arange(max(n), device=at.device)[None, :] < at[:, None]
+        # mask before the exponential: beyond n the difference is positive and may overflow
+        weight = (G_n - G).masked_fill(~kept[:, :, None, None], float("-inf")).exp()
+        total = self.base * G_n.exp().transpose(1, 2).squeeze(2).unsqueeze(-1)
+        for left, right in self.pairs:
+            total = total + torch.einsum("bthk,bthv->bhkv", left[:, : max(n)] * weight, right[:, : max(n)])
+        return total
+
+    @property
+    def nbytes(self) -> int:
+        rows = sum(left.nbytes + right.nbytes for left, right in self.pairs)
+        return self.base.nbytes + rows + self.log_decay.nbytes
+
+
+@dataclass(frozen=True)
+class Append:
+    """New tape rows k, v [B, H, T, D]."""
+
+    tape: Tape
+    k: Tensor
+    v: Tensor
+
+    def commit(self, n: Count) -> Leaf:
+        return self.tape.append(self.k, self.v, n)
+
+    @property
+    def nbytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes
+
+
+class Journal:
+    """A provisional forward over `state`; nothing has happened until `commit`."""
+
+    def __init__(self, state: State, pending: dict[str, Pending], limit: Count) -> None:
+        self._state, self._pending, self.limit = state, pending, limit
+
+    def commit(self, n: int | Sequence[int]) -> State:
+        """The exact state after the first n tokens (of every row, or n[b] of row b); may be called for several n."""
+        count = (n,) * len(self.limit) if isinstance(n, int) else tuple(n)
+        if len(count) != len(self.limit) or any(not 0 <= c <= top for c, top in zip(count, self.limit, strict=True)):
+            raise UsageError(f"Cannot commit {n} tokens.", f"The forward had {list(self.limit)} tokens per row.")
+        leaves = {name: pending.commit(count) for name, pending in self._pending.items()}
+        position = tuple(p + c for p, c in zip(self._state.position, count, strict=True))
+        return State(leaves, position, self._state.model)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the journal holds: at most one state plus O(T) rows."""
+        return sum(pending.nbytes for pending in self._pending.values())

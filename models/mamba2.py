@@ -1,0 +1,107 @@
+"""Mamba-2, the state-space dual form (Dao & Gu 2024): one scalar decay per head and token.
+
+    h_t = e^{dt_t A} h_{t-1} + dt_t x_t B_t^T;  y_t = h_t C_t + D x_t               h [P, N] per head
+
+Letters: B batch (or the input row B_t), T tokens, L chunk, H heads, P head width, N state width, X = dt x,
+G running sum of dt A inside a chunk. Chunk form:
+    Y = tril((C B^T) * e^{G_i - G_j}) X + e^G (C h^T);  h' = e^{G_end} h + (X e^{G_end - G})^T B
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fluvial.adapters.linear import Linear
+from fluvial.adapters.ops import op
+from fluvial.models.journal import Final, Outer, Pending
+from fluvial.models.mixer import Mixer, Step, mixer
+from fluvial.models.norm import RMSNorm, ShortConv
+from fluvial.models.state import Leaf, recurrent_dtype
+
+CHUNK = 64
+
+
+@op
+def ssd(X: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """X [B, T, H, P]; log_decay [B, T, H]; B, C [B, T, H, N]; h [B, H, P, N] -> y [B, T, H, P], h'."""
+    outputs = []
+    for X_c, a, B_c, C_c in zip(*(rows.split(CHUNK, 1) for rows in (X, log_decay, B, C)), strict=True):
+        X_c, B_c, C_c = (rows.transpose(1, 2) for rows in (X_c, B_c, C_c))  # [B, H, L, ...]
+        G = a.cumsum(1).transpose(1, 2)  # [B, H, L]
+        i = torch.arange(G.shape[-1], device=G.device)
+        D = (G[..., :, None] - G[..., None, :]).masked_fill(i[:, None] < i[None, :], float("-inf")).exp()
+        y = ((C_c @ B_c.mT) * D) @ X_c + G.exp()[..., None] * (C_c @ h.mT)
+        h = G[..., -1].exp()[..., None, None] * h + (X_c * (G[..., -1:] - G).exp()[..., None]).mT @ B_c
+        outputs.append(y.transpose(1, 2))
+    return torch.cat(outputs, 1), h
+
+
+@mixer("mamba2")
+class Mamba2(Mixer):
+    """One input projection to gate, x, B, C and dt; short convolution; `ssd`; gated norm; output projection."""
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        heads: int,
+        d_head: int,
+        d_state: int,
+        groups: int = 1,
+        conv: int = 4,
+        conv_bias: bool = True,
+        bias: bool = False,
+        norm_groups: int = 1,
+        dt_limit: tuple[float, float] = (0.0, float("inf")),
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.heads, self.d_head, self.d_state, self.groups = heads, d_head, d_state, groups
+        self.d_inner, self.dt_limit, self.norm_groups = heads * d_head, dt_limit, norm_groups
+        self.widths = (self.d_inner, groups * d_state, groups * d_state)
+        self.in_proj = Linear(d_model, self.d_inner + sum(self.widths) + heads, bias)
+        self.conv = ShortConv(sum(self.widths), conv, conv_bias)
+        self.A_log, self.dt_bias = nn.Parameter(torch.empty(heads)), nn.Parameter(torch.empty(heads))
+        self.D = nn.Parameter(torch.ones(heads))
+        self.norm = RMSNorm(self.d_inner, norm_eps)
+        self.out_proj = Linear(self.d_inner, d_model, bias)
+        self.reset()
+
+    def reset(self) -> None:
+        with torch.no_grad():
+            self.A_log.uniform_(1, 16).log_()
+            dt = torch.empty_like(self.dt_bias).uniform_(-6.9, -2.3).exp()
+            self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+    def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Leaf]:
+        dtype = recurrent_dtype(dtype)
+        h = torch.zeros(batch, self.heads, self.d_head, self.d_state, dtype=dtype, device=device)
+        return {"h": h, "conv": self.conv.init_state(batch, dtype, device)}
+
+    def forward(self, x: Tensor, state: dict[str, Leaf], step: Step) -> tuple[Tensor, dict[str, Pending]]:
+        h, past = state["h"], state["conv"]
+        assert isinstance(h, Tensor) and isinstance(past, Tensor)
+        z, mixed, dt = self.in_proj(x, step.route).split([self.d_inner, sum(self.widths), self.heads], -1)
+        mixed, window = self.conv(mixed, past)
+        u, B, C = F.silu(mixed).split(self.widths, -1)
+        u = u.unflatten(-1, (self.heads, self.d_head))
+        B, C = (
+            rows.unflatten(-1, (self.groups, -1)).repeat_interleave(self.heads // self.groups, 2) for rows in (B, C)
+        )
+        dt = step.blank(F.softplus(dt.to(h.dtype) + self.dt_bias.to(h.dtype)).clamp(*self.dt_limit))
+        log_decay = -self.A_log.to(h.dtype).exp() * dt
+        X = u * dt[..., None]
+        y, h_end = ssd(X, log_decay, B, C, h)
+        y = (y + self.D.to(h.dtype)[:, None] * u).flatten(-2) * F.silu(z.to(h.dtype))
+        y = self._norm(y)
+        pending = Outer(h, ((X, B),), log_decay.cumsum(1).unsqueeze(-1)) if step.journal else Final(h_end)
+        return self.out_proj(y.to(x.dtype), step.route), {"h": pending, "conv": window}
+
+    def _norm(self, y: Tensor) -> Tensor:
+        if self.norm_groups == 1:
+            return self.norm(y)
+        grouped = y.unflatten(-1, (self.norm_groups, -1))
+        normed = F.rms_norm(grouped, grouped.shape[-1:], eps=self.norm.eps).flatten(-2)
+        return normed * self.norm.gain.to(y.dtype)

@@ -1,0 +1,104 @@
+"""`Mixer`: the only thing that differs between architectures. A file per mixer; a decoder is a flat list of them.
+
+A mixer turns normed hidden states x [B, T, D] into an update [B, T, D], reading its leaves of the state and returning what
+they become as a `Pending` each. The same call serves prefill, chunk and single step: any split of an input gives the same
+outputs and the same state. Nothing is written into the given leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fluvial.adapters.errors import UnsupportedError
+from fluvial.adapters.lora import Route
+from fluvial.models.journal import Pending
+from fluvial.models.state import Leaf
+
+
+@dataclass
+class Step:
+    """What one forward knows besides x: where each row stands, which tokens are real, which plugins act.
+
+    position[b] tokens came before; `lengths[b]` of the T tokens are real (None: all). `shared` carries values from
+    earlier to later layers (RWKV-7's v_first). With `journal`, rows are kept so that any prefix can be committed.
+    """
+
+    position: tuple[int, ...]
+    tokens: int
+    device: torch.device
+    lengths: tuple[int, ...] | None = None
+    journal: bool = False
+    route: Route | None = None
+    shared: dict[str, Tensor] = field(default_factory=dict)
+    _memo: dict[Hashable, Any] = field(default_factory=dict)
+
+    def memo(self, key: Hashable, make: Callable[[Step], Any]) -> Any:
+        """A value that several layers need, made once per forward (rotary tables)."""
+        if key not in self._memo:
+            self._memo[key] = make(self)
+        return self._memo[key]
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """Absolute positions int64 [B, T]."""
+        start = torch.tensor(self.position, device=self.device)
+        return start[:, None] + torch.arange(self.tokens, device=self.device)[None, :]
+
+    @cached_property
+    def padding(self) -> Tensor | None:
+        """True where a token is padding, bool [B, T]; None when all tokens are real."""
+        if self.lengths is None:
+            return None
+        lengths = torch.tensor(self.lengths, device=self.device)
+        return torch.arange(self.tokens, device=self.device)[None, :] >= lengths[:, None]
+
+    def blank(self, values: Tensor) -> Tensor:
+        """values [B, T, ...] with zeros at padding: a zero gate, decay or key leaves a recurrence as it was."""
+        if self.padding is None:
+            return values
+        return values.masked_fill(self.padding.view(*self.padding.shape, *[1] * (values.ndim - 2)), 0)
+
+
+class Mixer(nn.Module):
+    """One block's inside. Subclasses register themselves under a kind and take their options as keyword arguments."""
+
+    def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Leaf]:
+        """Empty leaves for `batch` rows of a model that computes in `dtype`."""
+        return {}
+
+    def forward(self, x: Tensor, state: dict[str, Leaf], step: Step) -> tuple[Tensor, dict[str, Pending]]:
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Initial values for training where the usual ones do not fit; `Linear` resets itself."""
+
+
+_mixers: dict[str, type[Mixer]] = {}
+
+
+def mixer(kind: str) -> Callable[[type[Mixer]], type[Mixer]]:
+    """Registers a mixer class under the kind that block lists name."""
+
+    def register(cls: type[Mixer]) -> type[Mixer]:
+        _mixers[kind] = cls
+        return cls
+
+    return register
+
+
+def kinds() -> dict[str, type[Mixer]]:
+    """Every registered mixer class by kind."""
+    return dict(_mixers)
+
+
+def build(kind: str, d_model: int, **options: object) -> Mixer:
+    """The mixer of that kind for width `d_model`."""
+    if kind not in _mixers:
+        raise UnsupportedError(f"Unknown mixer '{kind}'.", hint=f"Available: {', '.join(sorted(_mixers))}.")
+    return _mixers[kind](d_model, **options)

@@ -1,0 +1,163 @@
+"""RWKV-7 (Peng et al. 2025): a delta-rule memory with a decay per channel, and its channel mix.
+
+    S_t = S_{t-1} (diag(w) - kh (a * kh)^T) + v k~^T;  y = S r                        published with S [V, K]
+
+Here S is [K, V] like the other memories. Letters: B batch, T tokens, L chunk, H heads, K = V head width, w decay in log
+form, r receptance (query), alpha = -kh, b = kh * a, P = cumsum(log w) inside a chunk, P- = P - log w. Chunk form, with
+pairwise products weighted by e^{P_i - P_j} (P-_i for alpha):
+    Z = (I - A_ab)^-1 (A_ak V + (alpha e^{P-}) S);   O = (r e^P) S + A_qk V + A_qb Z
+    S' = e^{P_end} S + (k~ e^{P_end - P})^T V + (b e^{P_end - P})^T Z
+log w > -e^{-1/2}, so a chunk of 32 keeps every exponent under 20: safe in fp32.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fluvial.adapters.linear import Linear
+from fluvial.adapters.ops import op
+from fluvial.models.journal import Final, Outer, Pending, Window
+from fluvial.models.mixer import Mixer, Step, mixer
+from fluvial.models.norm import LayerNorm
+from fluvial.models.state import Leaf, recurrent_dtype
+
+CHUNK = 32
+
+
+@op
+def rwkv7(
+    r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, alpha: Tensor, b: Tensor, S: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """r, log_w, k, alpha, b [B, T, H, K]; v [B, T, H, V]; S [B, H, K, V] -> y [B, T, H, V], Z [B, T, H, V], S'."""
+    outputs, solved = [], []
+    for rows in zip(*(t.split(CHUNK, 1) for t in (r, log_w, k, v, alpha, b)), strict=True):
+        r_c, log_w_c, k_c, v_c, alpha_c, b_c = (t.transpose(1, 2) for t in rows)  # [B, H, L, ...]
+        P = log_w_c.cumsum(2)
+        rise, fall = P.exp(), (-P).exp()
+        r_c, alpha_c = r_c * rise, alpha_c * (P - log_w_c).exp()
+        k_fall, b_fall = k_c * fall, b_c * fall
+        A_ab, A_ak = (alpha_c @ b_fall.mT).tril(-1), (alpha_c @ k_fall.mT).tril(-1)
+        Z = torch.linalg.solve_triangular(-A_ab, A_ak @ v_c + alpha_c @ S, upper=False, unitriangular=True)
+        y = r_c @ S + (r_c @ k_fall.mT).tril() @ v_c + (r_c @ b_fall.mT).tril() @ Z
+        end = (P[:, :, -1:] - P).exp()
+        S = P[:, :, -1].exp()[..., None] * S + (k_c * end).mT @ v_c + (b_c * end).mT @ Z
+        outputs.append(y.transpose(1, 2))
+        solved.append(Z.transpose(1, 2))
+    return torch.cat(outputs, 1), torch.cat(solved, 1), S
+
+
+class TokenShift(nn.Module):
+    """lerp(x_t, x_{t-1}, mu) for several mixes at once; its leaf is the last input."""
+
+    def __init__(self, d_model: int, mixes: int) -> None:
+        super().__init__()
+        self.mu = nn.Parameter(torch.rand(mixes, d_model))
+
+    def forward(self, x: Tensor, past: Tensor) -> tuple[tuple[Tensor, ...], Window]:
+        rows = torch.cat([past, x.to(past.dtype)], 1)
+        diff = rows[:, :-1].to(x.dtype) - x
+        return tuple(x + diff * mu.to(x.dtype) for mu in self.mu), Window(rows, 1)
+
+
+class LowRank(nn.Module):
+    """base + B f(A x): the small data-dependent parts of decay, in-context rate, value mix and gate."""
+
+    def __init__(self, d_model: int, rank: int, activation: str = "", base: bool = True) -> None:
+        super().__init__()
+        self.A, self.B, self.activation = Linear(d_model, rank), Linear(rank, d_model), activation
+        self.base = nn.Parameter(torch.zeros(d_model)) if base else None
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        inner = self.A(x, step.route)
+        inner = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "": lambda t: t}[self.activation](inner)
+        y = self.B(inner, step.route)
+        return y if self.base is None else y + self.base.to(y.dtype)
+
+
+@mixer("rwkv7_time")
+class TimeMix(Mixer):
+    """RWKV-7's time mix. `first` marks layer 0, whose v the later layers blend in (through `Step.shared`)."""
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        d_head: int = 64,
+        ranks: tuple[int, int, int, int] = (64, 64, 32, 128),
+        first: bool = False,
+        norm_eps: float = 64e-5,
+    ) -> None:
+        super().__init__()
+        self.heads, self.d_head, self.first = d_model // d_head, d_head, first
+        self.shift = TokenShift(d_model, 6)  # order r, w, k, v, a, g
+        self.r_proj, self.k_proj, self.v_proj = (Linear(d_model, d_model) for _ in range(3))
+        self.w_lora = LowRank(d_model, ranks[0], "tanh")
+        self.a_lora = LowRank(d_model, ranks[1])
+        self.v_lora = None if first else LowRank(d_model, ranks[2])
+        self.g_lora = LowRank(d_model, ranks[3], "sigmoid", base=False)
+        self.k_k, self.k_a = nn.Parameter(torch.full((d_model,), 0.85)), nn.Parameter(torch.ones(d_model))
+        self.r_k = nn.Parameter(torch.zeros(self.heads, d_head))
+        self.norm = LayerNorm(d_model, norm_eps, groups=self.heads)
+        self.o_proj = Linear(d_model, d_model)
+        self.reset()
+
+    def reset(self) -> None:
+        with torch.no_grad():  # decays from slow to fast across the channels of a head
+            ramp = torch.linspace(0, 1, self.d_head).repeat(self.heads)
+            assert self.w_lora.base is not None
+            self.w_lora.base.copy_(-6 + 6.5 * ramp**0.9)
+
+    def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Leaf]:
+        dtype = recurrent_dtype(dtype)
+        S = torch.zeros(batch, self.heads, self.d_head, self.d_head, dtype=dtype, device=device)
+        return {"S": S, "shift": torch.zeros(batch, 1, self.heads * self.d_head, dtype=dtype, device=device)}
+
+    def forward(self, x: Tensor, state: dict[str, Leaf], step: Step) -> tuple[Tensor, dict[str, Pending]]:
+        S, past = state["S"], state["shift"]
+        assert isinstance(S, Tensor) and isinstance(past, Tensor)
+        (x_r, x_w, x_k, x_v, x_a, x_g), window = self.shift(x, past)
+        r, k, v = self.r_proj(x_r, step.route), self.k_proj(x_k, step.route), self.v_proj(x_v, step.route)
+        if self.v_lora is None:
+            step.shared["v_first"] = v
+        else:
+            v = v + (step.shared["v_first"] - v) * self.v_lora(x_v, step).sigmoid()
+        log_w = -math.exp(-0.5) * self.w_lora(x_w, step).to(S.dtype).sigmoid()
+        a = self.a_lora(x_a, step).to(S.dtype).sigmoid()
+        g = self.g_lora(x_g, step)
+        r, k, v = r.to(S.dtype), k.to(S.dtype), v.to(S.dtype)
+        kh = F.normalize(self._heads(k * self.k_k.to(S.dtype)), dim=-1, eps=1e-12)
+        k = k * (1 + (a - 1) * self.k_a.to(S.dtype))
+        r, k, v, a, log_w = (self._heads(t) for t in (r, k, v, a, log_w))
+        b = step.blank(kh * a)
+        k_in, log_w = step.blank(k), step.blank(log_w)
+        y, Z, S_end = rwkv7(r, log_w, k_in, v, -kh, b, S)
+        y = self.norm(y.flatten(-2)) + ((r * k * self.r_k.to(S.dtype)).sum(-1, keepdim=True) * v).flatten(-2)
+        pending = Outer(S, ((k_in, v), (b, Z)), log_w.cumsum(1)) if step.journal else Final(S_end)
+        return self.o_proj(y.to(x.dtype) * g, step.route), {"S": pending, "shift": window}
+
+    def _heads(self, rows: Tensor) -> Tensor:
+        return rows.unflatten(-1, (self.heads, self.d_head))
+
+
+@mixer("rwkv7_channel")
+class ChannelMix(Mixer):
+    """RWKV-7's feed-forward: W_v relu(W_k lerp(x_t, x_{t-1}))^2."""
+
+    def __init__(self, d_model: int, *, d_ff: int) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.shift = TokenShift(d_model, 1)
+        self.key, self.value = Linear(d_model, d_ff), Linear(d_ff, d_model)
+
+    def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Leaf]:
+        return {"shift": torch.zeros(batch, 1, self.d_model, dtype=recurrent_dtype(dtype), device=device)}
+
+    def forward(self, x: Tensor, state: dict[str, Leaf], step: Step) -> tuple[Tensor, dict[str, Pending]]:
+        past = state["shift"]
+        assert isinstance(past, Tensor)
+        (mixed,), window = self.shift(x, past)
+        return self.value(self.key(mixed, step.route).relu().square(), step.route), {"shift": window}

@@ -1,0 +1,120 @@
+"""`State`: everything a decoder remembers, as a value outside the modules.
+
+Named leaves: tensors of fixed size (recurrent; they never depend on the position) and tapes (attention rows; they grow).
+No forward writes into a leaf, so a fork is a shallow copy. States are saved as safetensors with the fingerprint of the
+model they belong to, written atomically, and restored bit for bit in another process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fluvial.adapters.errors import IntegrityError
+from fluvial.models.tape import Tape
+
+Leaf = Tensor | Tape
+VERSION = "1"
+
+
+@dataclass(frozen=True)
+class State:
+    """`leaves` by name ("3.S" is leaf S of block 3), `position[b]` tokens seen by row b, `model` a fingerprint."""
+
+    leaves: Mapping[str, Leaf]
+    position: tuple[int, ...]
+    model: str = ""
+
+    @property
+    def batch(self) -> int:
+        return len(self.position)
+
+    def fork(self) -> State:
+        """An independent continuation; it shares memory until either one moves on."""
+        return State(dict(self.leaves), self.position, self.model)
+
+    def of_block(self, block: int) -> dict[str, Leaf]:
+        """The leaves of one block under their short names."""
+        prefix = f"{block}."
+        return {name[len(prefix) :]: leaf for name, leaf in self.leaves.items() if name.startswith(prefix)}
+
+    def nbytes(self, kind: str = "all") -> int:
+        """Bytes held: `kind` is "recurrent" (constant), "tape" (grows) or "all"."""
+        wanted = {"all": (Tensor, Tape), "recurrent": (Tensor,), "tape": (Tape,)}[kind]
+        return sum(leaf.nbytes for leaf in self.leaves.values() if isinstance(leaf, wanted))
+
+    def save(self, path: str | Path, extra: Mapping[str, str] | None = None) -> None:
+        """Writes a safetensors file atomically: the old file or the new one is whole at any moment."""
+        tensors: dict[str, Tensor] = {}
+        tapes: dict[str, list[int]] = {}
+        for name, leaf in self.leaves.items():
+            if isinstance(leaf, Tape):
+                k, v = leaf.rows
+                tensors[f"{name}.k"], tensors[f"{name}.v"] = k.contiguous(), v.contiguous()
+                tapes[name] = list(leaf.lengths)
+            else:
+                tensors[name] = leaf.contiguous()
+        about = {
+            "format": "fluvial-state",
+            "version": VERSION,
+            "model": self.model,
+            "position": json.dumps(self.position),
+            "tapes": json.dumps(tapes),
+        }
+        write_atomically(Path(path), {n: t.detach().cpu().clone() for n, t in tensors.items()}, about | dict(extra or {}))
+
+    @classmethod
+    def restore(cls, path: str | Path, *, model: str | None = None) -> State:
+        """Reads a saved state; raises `IntegrityError` if it is damaged or belongs to another model."""
+        tensors, about = read_checked(Path(path))
+        if about.get("format") != "fluvial-state" or about.get("version") != VERSION:
+            raise IntegrityError(f"{path} is not a saved state of this version.", f"It says {about.get('format')}.")
+        if model is not None and about["model"] != model:
+            raise IntegrityError(
+                f"{path} belongs to another model.",
+                f"It was saved with {about['model'][:12]}, this is {model[:12]}.",
+                "Load the model, plugin and quantization that it was saved with.",
+            )
+        leaves: dict[str, Leaf] = {}
+        for name, lengths in json.loads(about["tapes"]).items():
+            leaves[name] = Tape.of(tensors.pop(f"{name}.k"), tensors.pop(f"{name}.v"), tuple(lengths))
+        leaves |= tensors
+        return cls(leaves, tuple(json.loads(about["position"])), about["model"])
+
+
+def write_atomically(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """Writes safetensors beside `path`, syncs it, and renames it into place."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        save_file(dict(tensors), temporary, metadata=dict(about))
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def read_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a safetensors file, or a typed error."""
+    if not path.is_file():
+        raise IntegrityError(f"No saved state at {path}.", hint="Check the path.")
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise IntegrityError(f"{path} is damaged.", str(error), "Restore it from a copy; nothing was loaded.") from error
+
+
+def recurrent_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Recurrences run and are kept in fp32, or in fp64 for an fp64 model."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
