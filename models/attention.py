@@ -12,15 +12,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from fluvial.adapters.linear import Linear
+from fluvial.adapters.norm import RMSNorm
 from fluvial.models.journal import Append, Count, Pending
 from fluvial.models.mixer import Mixer, Step, mixer
-from fluvial.models.norm import RMSNorm
 from fluvial.models.rotary import rotary_tables, rotate
 from fluvial.models.state import Leaf
 from fluvial.models.tape import Tape
+from torch import Tensor, nn
 
 
 @mixer("attention")
@@ -46,7 +45,13 @@ class Attention(Mixer):
     ) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.d_head = heads, kv_heads or heads, d_head or d_model // heads
-        self.theta, self.rotary, self.window, self.sinks, self.gate = theta, int(rotary * self.d_head), window, sinks, gate
+        self.theta, self.rotary, self.window, self.sinks, self.gate = (
+            theta,
+            int(rotary * self.d_head),
+            window,
+            sinks,
+            gate,
+        )
         self.q_proj = Linear(d_model, self.heads * self.d_head * (2 if gate else 1), bias)
         self.k_proj = Linear(d_model, self.kv_heads * self.d_head, bias)
         self.v_proj = Linear(d_model, self.kv_heads * self.d_head, bias)
@@ -123,7 +128,9 @@ def ring_positions(end: Tensor, sinks: int, window: int) -> Tensor:
     """end [B, 1] tokens so far -> the position that each of sinks + window slots holds, int64 [B, R]; -1 for none."""
     slot = torch.arange(sinks + window, device=end.device)[None, :]
     turn = slot - sinks
-    latest = end - 1 - (end - 1 - sinks - turn) % window  # the newest position p < end with (p - sinks) % window == turn
+    latest = (
+        end - 1 - (end - 1 - sinks - turn) % window
+    )  # the newest position p < end with (p - sinks) % window == turn
     position = torch.where(slot < sinks, slot, latest)
     return torch.where((position < end) & ((slot < sinks) | (position >= sinks)), position, -1)
 

@@ -14,16 +14,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, overload
 
 import torch
-from torch import Tensor, nn
-
 from fluvial.adapters.errors import IntegrityError, UsageError
 from fluvial.adapters.linear import Embedding, Linear
 from fluvial.adapters.lora import Route
+from fluvial.adapters.norm import norm
 from fluvial.models import attention, feed_forward, gated_delta, mamba2, rwkv7  # noqa: F401  (they register themselves)
 from fluvial.models.journal import Journal, Pending
 from fluvial.models.mixer import Mixer, Step, build
-from fluvial.models.norm import norm
 from fluvial.models.state import Leaf, State
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,9 @@ class Decoder(nn.Module):
     def fingerprint(self) -> str:
         """A hash of config and weights, computed once; states made afterwards carry it."""
         if not self._fingerprint:
-            digest = hashlib.blake2b(json.dumps(asdict(self.config), sort_keys=True, default=str).encode(), digest_size=20)
+            digest = hashlib.blake2b(
+                json.dumps(asdict(self.config), sort_keys=True, default=str).encode(), digest_size=20
+            )
             for name, tensor in sorted(self.state_dict().items()):
                 digest.update(name.encode())
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

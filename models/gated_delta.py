@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from fluvial.adapters.linear import Linear
+from fluvial.adapters.norm import RMSNorm
 from fluvial.adapters.ops import op
+from fluvial.models.conv import ShortConv
 from fluvial.models.journal import Final, Outer, Pending
 from fluvial.models.mixer import Mixer, Step, mixer
-from fluvial.models.norm import RMSNorm, ShortConv
 from fluvial.models.state import Leaf, recurrent_dtype
+from torch import Tensor, nn
 
 CHUNK = 32
 
@@ -120,7 +120,9 @@ class GatedDelta(Mixer):
         assert isinstance(S, Tensor) and isinstance(past, Tensor)
         mixed, window = self.conv(self.in_proj_qkv(x, step.route), past)
         q, k, v = F.silu(mixed).split(self.widths, -1)
-        q, k, v = (rows.unflatten(-1, (heads, -1)) for rows, heads in ((q, self.k_heads), (k, self.k_heads), (v, self.heads)))
+        q, k, v = (
+            rows.unflatten(-1, (heads, -1)) for rows, heads in ((q, self.k_heads), (k, self.k_heads), (v, self.heads))
+        )
         q = F.normalize(q, dim=-1, eps=1e-6) * self.d_k**-0.5
         k = F.normalize(k, dim=-1, eps=1e-6)
         if self.heads != self.k_heads:

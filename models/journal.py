@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
-
 from fluvial.adapters.errors import UsageError
 from fluvial.models.state import Leaf, State
 from fluvial.models.tape import Tape
+from torch import Tensor
 
 Count = tuple[int, ...]  # tokens per batch row
 

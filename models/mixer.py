@@ -13,12 +13,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
 from fluvial.adapters.errors import UnsupportedError
 from fluvial.adapters.lora import Route
 from fluvial.models.journal import Pending
 from fluvial.models.state import Leaf
+from torch import Tensor, nn
 
 
 @dataclass

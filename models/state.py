@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from fluvial.adapters.errors import IntegrityError
+from fluvial.models.tape import Tape
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-
-from fluvial.adapters.errors import IntegrityError
-from fluvial.models.tape import Tape
 
 Leaf = Tensor | Tape
 VERSION = "1"
@@ -70,7 +69,9 @@ class State:
             "position": json.dumps(self.position),
             "tapes": json.dumps(tapes),
         }
-        write_atomically(Path(path), {n: t.detach().cpu().clone() for n, t in tensors.items()}, about | dict(extra or {}))
+        write_atomically(
+            Path(path), {n: t.detach().cpu().clone() for n, t in tensors.items()}, about | dict(extra or {})
+        )
 
     @classmethod
     def restore(cls, path: str | Path, *, model: str | None = None) -> State:
@@ -112,7 +113,9 @@ def read_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise IntegrityError(f"{path} is damaged.", str(error), "Restore it from a copy; nothing was loaded.") from error
+        raise IntegrityError(
+            f"{path} is damaged.", str(error), "Restore it from a copy; nothing was loaded."
+        ) from error
 
 
 def recurrent_dtype(dtype: torch.dtype) -> torch.dtype:

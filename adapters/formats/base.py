@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from fluvial.adapters.errors import UnsupportedError
+from torch import Tensor
 
 Parts = dict[str, Tensor]
 _formats: dict[str, Format] = {}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor
-
 from fluvial.adapters.formats.base import Format, Parts, register
+from torch import Tensor
 
 
 class Dense(Format):

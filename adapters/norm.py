@@ -1,12 +1,10 @@
-"""Norms and the short causal convolution: the small shared parts of mixers."""
+"""Norms, in fp32 whatever the model computes in; shared by decoders and encoders."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from fluvial.models.journal import Window
 
 
 class RMSNorm(nn.Module):
@@ -42,28 +40,3 @@ def norm(kind: str, width: int, eps: float) -> nn.Module:
     if kind == "layer":
         return LayerNorm(width, eps)
     return RMSNorm(width, eps, offset=1.0 if kind == "rms1" else 0.0)
-
-
-class ShortConv(nn.Module):
-    """Depthwise causal convolution over the last `size` tokens; its leaf holds the size - 1 inputs before x."""
-
-    def __init__(self, channels: int, size: int = 4, bias: bool = False) -> None:
-        super().__init__()
-        self.size = size
-        self.taps = nn.Parameter(torch.empty(channels, size))
-        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
-        nn.init.uniform_(self.taps, -(size**-0.5), size**-0.5)
-
-    def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return torch.zeros(batch, self.size - 1, self.taps.shape[0], dtype=dtype, device=device)
-
-    def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Window]:
-        """x [B, T, C], past [B, size-1, C] -> y [B, T, C]; y_t = sum_j taps_j x_{t-size+1+j}."""
-        rows = torch.cat([past, x.to(past.dtype)], 1)
-        tokens, taps = x.shape[1], self.taps.to(past.dtype)
-        y = rows[:, :tokens] * taps[:, 0]
-        for j in range(1, self.size):
-            y = y + rows[:, j : j + tokens] * taps[:, j]
-        if self.bias is not None:
-            y = y + self.bias.to(past.dtype)
-        return y, Window(rows, self.size - 1)

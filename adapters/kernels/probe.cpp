@@ -1,1 +1,0 @@
-extern "C" int fluvial_abi() { return 1; }

@@ -1,0 +1,104 @@
+"""The compiled kernels: finds the library beside this package, checks it and opens it with ctypes.
+
+An install without a compiler has no library; then every op runs its torch reference and `status()` says why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch  # before the library: it brings the one OpenMP runtime that both use
+
+from fluvial.adapters.errors import UnsupportedError
+
+ABI = 1  # as in kernels/abi.cpp
+SETS = ("baseline", "avx2", "avx512")  # narrowest first; each copy's suffix
+Function = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Library:
+    """An open library and the instruction sets, narrowest first, that it was compiled for and this CPU runs."""
+
+    path: Path
+    handle: ctypes.CDLL
+    sets: tuple[str, ...]
+
+    def kernel(self, name: str, arguments: Sequence[Any]) -> Callable[[str | None], Function]:
+        """Kernel `name` with its ctypes argument types: called with a set (None: the widest), gives the function."""
+        functions: dict[str | None, Function] = {}
+        for one in self.sets:
+            function = getattr(self.handle, f"fluvial_{name}_{one}")
+            function.argtypes, function.restype = list(arguments), None
+            functions[one] = functions[None] = function
+        return functions.__getitem__
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `fluvial doctor` prints about the kernels: on which instruction set they run, or why they do not."""
+
+    loaded: bool
+    detail: str
+    path: Path | None = None
+
+
+def runnable(capability: str) -> tuple[str, ...]:
+    """The sets that a CPU of that capability runs, as torch names it ("DEFAULT", "AVX2", "AVX512")."""
+    widest = 2 if capability.startswith("AVX512") else 1 if capability.startswith("AVX2") else 0
+    return SETS[: widest + 1]
+
+
+def open_library(path: Path | None) -> Library:
+    """Opens the library at `path`, or raises an `UnsupportedError` that says what is wrong with it."""
+    if path is None or not path.is_file():
+        raise UnsupportedError(
+            "The C++ kernels were not built.",
+            "No compiler worked when Fluvial was installed." if path is None else f"There is no file {path}.",
+            "Everything runs on plain torch, slower. Install a C++ compiler, then reinstall.",
+        )
+    try:
+        handle = ctypes.CDLL(str(path))
+        abi, compiled = handle.fluvial_abi, handle.fluvial_sets
+    except (OSError, AttributeError) as error:
+        raise UnsupportedError(f"{path} cannot be used.", f"{error}.", "Reinstall Fluvial.") from error
+    if abi() != ABI:
+        why = f"Its ABI is {abi()}, not {ABI}."
+        raise UnsupportedError(f"{path} belongs to another version.", why, "Reinstall Fluvial.")
+    compiled.restype = ctypes.c_char_p
+    names = compiled().decode().split(",")
+    return Library(path, handle, tuple(s for s in runnable(torch.backends.cpu.get_cpu_capability()) if s in names))
+
+
+def installed() -> Path | None:
+    """Where the installed library is; None if the install has none."""
+    spec = importlib.util.find_spec("fluvial.adapters._kernels")
+    return Path(spec.origin) if spec is not None and spec.origin else None
+
+
+@cache
+def _open() -> Library | UnsupportedError:
+    try:
+        return open_library(installed())
+    except UnsupportedError as error:
+        return error
+
+
+def library() -> Library | None:
+    """The installed kernels, opened once; None where they cannot be used, and `status()` says why."""
+    found = _open()
+    return found if isinstance(found, Library) else None
+
+
+def status() -> Status:
+    """Whether the kernels are in use, on which instruction set, or why not."""
+    found = _open()
+    if isinstance(found, Library):
+        return Status(True, f"C++ kernels, {found.sets[-1]}", found.path)
+    return Status(False, str(found))

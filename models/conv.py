@@ -1,0 +1,37 @@
+"""The short causal convolution that most recurrent mixers put before their memory."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fluvial.adapters.ops import op
+from fluvial.models.journal import Window
+
+
+@op
+def short_conv(rows: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
+    """rows [B, size-1 + T, C], taps [C, size] -> y [B, T, C] with y_t = bias + sum_j taps_j rows_{t+j}."""
+    # as a picture of height 1: rows already lie in channels-last order, the fast path of a depthwise convolution
+    return F.conv2d(rows.mT[:, :, None], taps[:, None, None], bias, groups=len(taps))[:, :, 0].mT
+
+
+class ShortConv(nn.Module):
+    """Depthwise causal convolution over the last `size` tokens; its leaf holds the size - 1 inputs before x."""
+
+    def __init__(self, channels: int, size: int = 4, bias: bool = False) -> None:
+        super().__init__()
+        self.size = size
+        self.taps = nn.Parameter(torch.empty(channels, size))
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
+        nn.init.uniform_(self.taps, -(size**-0.5), size**-0.5)
+
+    def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.zeros(batch, self.size - 1, self.taps.shape[0], dtype=dtype, device=device)
+
+    def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Window]:
+        """x [B, T, C], past [B, size-1, C] -> y [B, T, C] and the window that follows."""
+        rows = torch.cat([past, x.to(past.dtype)], 1)
+        bias = None if self.bias is None else self.bias.to(past.dtype)
+        return short_conv(rows, self.taps.to(past.dtype), bias), Window(rows, self.size - 1)
