@@ -139,7 +139,7 @@ class Decoder(nn.Module):
             raise UsageError(f"lengths {limit} do not fit an input of {batch} rows with {tokens} tokens.")
         ragged = None if all(n == tokens for n in limit) else limit
         step = Step(state.position, tokens, x.device, ragged, journal, route)
-        x = x if self.embed_norm is None else self.embed_norm(x)
+        x = step.blank(x if self.embed_norm is None else self.embed_norm(x))
         pending: dict[str, Pending] = {}
         for i, block in enumerate(self.blocks):
             x, leaves = block(x, state.of_block(i), step)
