@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor, nn
+
 from fluvial.adapters.formats import DENSE, Format
 from fluvial.adapters.formats.base import Parts
 from fluvial.adapters.lora import LoraPair, Route
-from torch import Tensor, nn
 
 
 class Linear(nn.Module):

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from fluvial.adapters.errors import IntegrityError
 from torch import Tensor
+
+from fluvial.adapters.errors import IntegrityError
 
 Route = Mapping[str, "float | Tensor"]  # plugin name -> strength, a number or [B]
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * (offset + gain) over the last dimension, in fp32 (Zhang & Sennrich 2019). `offset` 1: gain is kept as w-1."""
+    """x / rms(x) * (offset + gain) over the last dimension, in fp32 (Zhang & Sennrich 2019). `offset` 1: gain is
+    kept as w-1."""
 
     def __init__(self, width: int, eps: float = 1e-6, offset: float = 0.0) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
 """Ops: a plain-torch reference under a name, and faster kernels registered beside it.
 
-`@op` turns a reference function into an `Op`. `@kernel("name", "cpu", accepts=...)` offers a faster implementation for a
-device; the op calls the newest kernel whose `accepts(*args)` is true and else the reference. A kernel must equal its
-reference on every input it accepts (one parametrised test holds them all). Ops run at the dtype of their arguments, also
-under autocast, because recurrences lose accuracy in half precision.
+`@op` turns a reference function into an `Op`. `@kernel("name", "cpu", accepts=...)` offers a faster
+implementation for a device; the op calls the newest kernel whose `accepts(*args)` is true and else the reference.
+A kernel must equal its reference on every input it accepts (one parametrised test holds them all). Ops run at the
+dtype of their arguments, also under autocast, because recurrences lose accuracy in half precision.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Pixels in, embeddings out: safe reading of images and videos, vision towers, projectors."""

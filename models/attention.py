@@ -1,7 +1,7 @@
 """Softmax attention: grouped queries, rotary positions, optional output gate, q/k norm, sliding window with sinks.
 
-Without a window the leaf is a tape that grows by one row a token. With one it is a ring of fixed size: the first `sinks`
-tokens (Xiao et al. 2023) and the last `window`, so memory is constant.
+Without a window the leaf is a tape that grows by one row a token. With one it is a ring of fixed size: the first
+`sinks` tokens (Xiao et al. 2023) and the last `window`, so memory is constant.
 
 Letters: B batch, T tokens, H query heads, G key/value heads, D head width, R ring slots.
 """
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from fluvial.adapters.linear import Linear
 from fluvial.adapters.norm import RMSNorm
 from fluvial.models.journal import Append, Count, Pending
@@ -19,7 +21,6 @@ from fluvial.models.mixer import Mixer, Step, mixer
 from fluvial.models.rotary import rotary_tables, rotate
 from fluvial.models.state import Leaf
 from fluvial.models.tape import Tape
-from torch import Tensor, nn
 
 
 @mixer("attention")

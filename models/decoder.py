@@ -1,8 +1,8 @@
 """`Decoder`: embedding, a flat list of blocks x += mixer(norm(x)), final norm, head.
 
-A Transformer is [attention, swiglu] * n, Mamba-2 [mamba2] * n, RWKV-7 [time, channel] * n, Qwen3.5
-[delta, swiglu, delta, swiglu, delta, swiglu, attention, swiglu] * n: the block list makes hybrids free. The decoder returns hidden
-states; the head runs only where logits are asked for.
+A Transformer is [attention, swiglu] * n, Mamba-2 [mamba2] * n, RWKV-7 [time, channel] * n, Qwen3.5 [delta,
+swiglu, delta, swiglu, delta, swiglu, attention, swiglu] * n: the block list makes hybrids free. The decoder
+returns hidden states; the head runs only where logits are asked for.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, overload
 
 import torch
+from torch import Tensor, nn
+
 from fluvial.adapters.errors import IntegrityError, UsageError
 from fluvial.adapters.linear import Embedding, Linear
 from fluvial.adapters.lora import Route
@@ -22,7 +24,6 @@ from fluvial.models import attention, feed_forward, gated_delta, mamba2, rwkv7  
 from fluvial.models.journal import Journal, Pending
 from fluvial.models.mixer import Mixer, Step, build
 from fluvial.models.state import Leaf, State
-from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Hidden states x [B, T, D] in, hidden states and the next `State` (or a `Journal`) out; one forward for every T >= 1."""
+    """Hidden states x [B, T, D] in, hidden states and the next `State` (or a `Journal`) out; one forward for
+    every T >= 1."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -129,8 +131,8 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, State | Journal]:
         """x [B, T, D] -> hidden [B, T, D] (normed, ready for `logits`) and the state after it.
 
-        `lengths[b]` of the T tokens are real, the rest is padding at the end that no state ever sees. With `journal` nothing
-        is committed: `journal.commit(n)` gives the state after any prefix.
+        `lengths[b]` of the T tokens are real, the rest is padding at the end that no state ever sees. With
+        `journal` nothing is committed: `journal.commit(n)` gives the state after any prefix.
         """
         batch, tokens = x.shape[:2]
         state = self._checked(state, batch, tokens)

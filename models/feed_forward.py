@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from torch import Tensor
+
 from fluvial.adapters.linear import Linear
 from fluvial.models.journal import Pending
 from fluvial.models.mixer import Mixer, Step, mixer
 from fluvial.models.state import Leaf
-from torch import Tensor
 
 
 @mixer("swiglu")

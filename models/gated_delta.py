@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from fluvial.adapters.linear import Linear
 from fluvial.adapters.norm import RMSNorm
 from fluvial.adapters.ops import op
@@ -19,14 +21,14 @@ from fluvial.models.conv import ShortConv
 from fluvial.models.journal import Final, Outer, Pending
 from fluvial.models.mixer import Mixer, Step, mixer
 from fluvial.models.state import Leaf, recurrent_dtype
-from torch import Tensor, nn
 
 CHUNK = 32
 
 
 @op
 def gated_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k [B, T, H, K]; v [B, T, H, V]; g, beta [B, T, H]; S [B, H, K, V] -> o [B, T, H, V], delta [B, T, H, V], S'."""
+    """q, k [B, T, H, K]; v [B, T, H, V]; g, beta [B, T, H]; S [B, H, K, V] -> o [B, T, H, V], delta [B, T, H, V],
+    S'."""
     if q.shape[1] == 1:
         return _step(q, k, v, g, beta, S)
     tokens = q.shape[1]
@@ -76,8 +78,8 @@ def _tokens(chunks: list[Tensor], tokens: int) -> Tensor:
 class GatedDelta(Mixer):
     """Projections, short convolution, gates and output norm around `gated_delta`.
 
-    `gate` "hard" clamps beta to exactly 0 or 1 at the ends, so that filler does not leak into the memory; "sigmoid" is the
-    published form. k heads are repeated to the v heads.
+    `gate` "hard" clamps beta to exactly 0 or 1 at the ends, so that filler does not leak into the memory;
+    "sigmoid" is the published form. k heads are repeated to the v heads.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Journals: what a provisional forward keeps so that any prefix of it can be committed exactly.
 
-`journal.commit(n)` is the state after the first n tokens (n a number, or one per batch row). A leaf's part of the journal
-is a `Pending`: one state at most, plus O(T) rows. The same mechanism serves speculation, undo, cancelling, cache
-checkpoints inside a chunk, and padded batches (padding is what is never committed).
+`journal.commit(n)` is the state after the first n tokens (n a number, or one per batch row). A leaf's part of the
+journal is a `Pending`: one state at most, plus O(T) rows. The same mechanism serves speculation, undo,
+cancelling, cache checkpoints inside a chunk, and padded batches (padding is what is never committed).
 
 Letters: B batch, T tokens, H heads, K and V key and value width, G running log decay since the call's start.
 """
@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
+
 from fluvial.adapters.errors import UsageError
 from fluvial.models.state import Leaf, State
 from fluvial.models.tape import Tape
-from torch import Tensor
 
 Count = tuple[int, ...]  # tokens per batch row
 
@@ -46,7 +47,8 @@ class Final:
 
 @dataclass(frozen=True)
 class Window:
-    """The last `keep` of a row sequence: short convolutions and token shift. rows [B, keep + T, C], older ones first."""
+    """The last `keep` of a row sequence: short convolutions and token shift. rows [B, keep + T, C], older ones
+    first."""
 
     rows: Tensor
     keep: int

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from fluvial.adapters.linear import Linear
 from fluvial.adapters.norm import RMSNorm
 from fluvial.adapters.ops import op
@@ -18,7 +20,6 @@ from fluvial.models.conv import ShortConv
 from fluvial.models.journal import Final, Outer, Pending
 from fluvial.models.mixer import Mixer, Step, mixer
 from fluvial.models.state import Leaf, recurrent_dtype
-from torch import Tensor, nn
 
 CHUNK = 64
 

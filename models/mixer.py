@@ -1,8 +1,8 @@
 """`Mixer`: the only thing that differs between architectures. A file per mixer; a decoder is a flat list of them.
 
-A mixer turns normed hidden states x [B, T, D] into an update [B, T, D], reading its leaves of the state and returning what
-they become as a `Pending` each. The same call serves prefill, chunk and single step: any split of an input gives the same
-outputs and the same state. Nothing is written into the given leaves.
+A mixer turns normed hidden states x [B, T, D] into an update [B, T, D], reading its leaves of the state and
+returning what they become as a `Pending` each. The same call serves prefill, chunk and single step: any split of
+an input gives the same outputs and the same state. Nothing is written into the given leaves.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from fluvial.adapters.errors import UnsupportedError
 from fluvial.adapters.lora import Route
 from fluvial.models.journal import Pending
 from fluvial.models.state import Leaf
-from torch import Tensor, nn
 
 
 @dataclass

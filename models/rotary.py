@@ -1,4 +1,5 @@
-"""Rotary position embedding (Su et al. 2021), the half-split layout of Llama and Qwen, over the first `width` channels."""
+"""Rotary position embedding (Su et al. 2021), the half-split layout of Llama and Qwen, over the first `width`
+channels."""
 
 from __future__ import annotations
 

@@ -16,13 +16,14 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from fluvial.adapters.linear import Linear
 from fluvial.adapters.norm import LayerNorm
 from fluvial.adapters.ops import op
 from fluvial.models.journal import Final, Outer, Pending, Window
 from fluvial.models.mixer import Mixer, Step, mixer
 from fluvial.models.state import Leaf, recurrent_dtype
-from torch import Tensor, nn
 
 CHUNK = 32
 

@@ -1,8 +1,8 @@
 """`State`: everything a decoder remembers, as a value outside the modules.
 
-Named leaves: tensors of fixed size (recurrent; they never depend on the position) and tapes (attention rows; they grow).
-No forward writes into a leaf, so a fork is a shallow copy. States are saved as safetensors with the fingerprint of the
-model they belong to, written atomically, and restored bit for bit in another process.
+Named leaves: tensors of fixed size (recurrent; they never depend on the position) and tapes (attention rows; they
+grow). No forward writes into a leaf, so a fork is a shallow copy. States are saved as safetensors with the
+fingerprint of the model they belong to, written atomically, and restored bit for bit in another process.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from fluvial.adapters.errors import IntegrityError
-from fluvial.models.tape import Tape
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from fluvial.adapters.errors import IntegrityError, UsageError
+from fluvial.models.tape import Tape
 
 Leaf = Tensor | Tape
 VERSION = "1"
@@ -51,53 +52,57 @@ class State:
         wanted = {"all": (Tensor, Tape), "recurrent": (Tensor,), "tape": (Tape,)}[kind]
         return sum(leaf.nbytes for leaf in self.leaves.values() if isinstance(leaf, wanted))
 
-    def save(self, path: str | Path, extra: Mapping[str, str] | None = None) -> None:
-        """Writes a safetensors file atomically: the old file or the new one is whole at any moment."""
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The state as plain tensors and strings, for a file."""
         tensors: dict[str, Tensor] = {}
-        tapes: dict[str, list[int]] = {}
+        tapes: dict[str, tuple[int, ...]] = {}
         for name, leaf in self.leaves.items():
             if isinstance(leaf, Tape):
-                k, v = leaf.rows
-                tensors[f"{name}.k"], tensors[f"{name}.v"] = k.contiguous(), v.contiguous()
-                tapes[name] = list(leaf.lengths)
+                tensors[f"{name}.k"], tensors[f"{name}.v"] = leaf.rows
+                tapes[name] = leaf.lengths
             else:
-                tensors[name] = leaf.contiguous()
-        about = {
-            "format": "fluvial-state",
-            "version": VERSION,
-            "model": self.model,
-            "position": json.dumps(self.position),
-            "tapes": json.dumps(tapes),
-        }
-        write_atomically(
-            Path(path), {n: t.detach().cpu().clone() for n, t in tensors.items()}, about | dict(extra or {})
-        )
+                tensors[name] = leaf
+        about = {"model": self.model, "position": json.dumps(self.position), "tapes": json.dumps(tapes)}
+        return tensors, about
+
+    @classmethod
+    def unpack(cls, tensors: Mapping[str, Tensor], about: Mapping[str, str], model: str | None = None) -> State:
+        """What `pack` gave; raises `IntegrityError` if it belongs to another model than `model`."""
+        if model is not None and about["model"] != model:
+            raise IntegrityError(
+                "The saved state belongs to another model.",
+                f"It was saved with {about['model'][:12] or 'none'}, this is {model[:12]}.",
+                "Load the model, plugin and quantization that it was saved with.",
+            )
+        leaves: dict[str, Leaf] = dict(tensors)
+        for name, lengths in json.loads(about["tapes"]).items():
+            k, v = tensors[f"{name}.k"], tensors[f"{name}.v"]
+            del leaves[f"{name}.k"], leaves[f"{name}.v"]
+            leaves[name] = Tape.of(k, v, tuple(lengths))
+        return cls(leaves, tuple(json.loads(about["position"])), about["model"])
+
+    def save(self, path: str | Path) -> None:
+        """Writes a safetensors file atomically: the old file or the new one is whole at any moment."""
+        tensors, about = self.pack()
+        write_atomically(Path(path), tensors, about | {"format": "fluvial-state", "version": VERSION})
 
     @classmethod
     def restore(cls, path: str | Path, *, model: str | None = None) -> State:
         """Reads a saved state; raises `IntegrityError` if it is damaged or belongs to another model."""
-        tensors, about = read_checked(Path(path))
-        if about.get("format") != "fluvial-state" or about.get("version") != VERSION:
-            raise IntegrityError(f"{path} is not a saved state of this version.", f"It says {about.get('format')}.")
-        if model is not None and about["model"] != model:
-            raise IntegrityError(
-                f"{path} belongs to another model.",
-                f"It was saved with {about['model'][:12]}, this is {model[:12]}.",
-                "Load the model, plugin and quantization that it was saved with.",
-            )
-        leaves: dict[str, Leaf] = {}
-        for name, lengths in json.loads(about["tapes"]).items():
-            leaves[name] = Tape.of(tensors.pop(f"{name}.k"), tensors.pop(f"{name}.v"), tuple(lengths))
-        leaves |= tensors
-        return cls(leaves, tuple(json.loads(about["position"])), about["model"])
+        tensors, about = read_checked(Path(path), "fluvial-state", VERSION)
+        return cls.unpack(tensors, about, model)
 
 
 def write_atomically(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
     """Writes safetensors beside `path`, syncs it, and renames it into place."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    data = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise UsageError(f"Cannot write {path}.", str(error), "Choose a folder that exists and is writable.") from error
     os.close(handle)
     try:
-        save_file(dict(tensors), temporary, metadata=dict(about))
+        save_file(data, temporary, metadata=dict(about))
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
@@ -105,17 +110,24 @@ def write_atomically(path: Path, tensors: Mapping[str, Tensor], about: Mapping[s
         Path(temporary).unlink(missing_ok=True)
 
 
-def read_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata of a safetensors file, or a typed error."""
+def read_checked(path: Path, kind: str, version: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a file of that kind and version, or an `IntegrityError`."""
     if not path.is_file():
         raise IntegrityError(f"No saved state at {path}.", hint="Check the path.")
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            about = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise IntegrityError(
             f"{path} is damaged.", str(error), "Restore it from a copy; nothing was loaded."
         ) from error
+    if (about.get("format"), about.get("version")) != (kind, version):
+        raise IntegrityError(
+            f"{path} is not a {kind} file of version {version}.",
+            f"It says {about.get('format')}, version {about.get('version')}.",
+        )
+    return tensors, about
 
 
 def recurrent_dtype(dtype: torch.dtype) -> torch.dtype:

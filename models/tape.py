@@ -1,8 +1,8 @@
 """Tapes: the rows that softmax attention keeps, the only leaves that grow.
 
-A tape is a value: a length per batch row over a store that forks share. The store remembers how many rows are claimed;
-the tape that ends exactly there appends in place, any other copies first. So a fork costs nothing until it diverges, and
-no fork ever sees another's rows. Rows behind a tape's end are scratch for provisional forwards.
+A tape is a value: a length per batch row over a store that forks share. The store remembers how many rows are
+claimed; the tape that ends exactly there appends in place, any other copies first. So a fork costs nothing until
+it diverges, and no fork ever sees another's rows. Rows behind a tape's end are scratch for provisional forwards.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from fluvial.adapters.errors import UnsupportedError
 from torch import Tensor
+
+from fluvial.adapters.errors import UnsupportedError
 
 Parts = dict[str, Tensor]
 _formats: dict[str, Format] = {}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from fluvial.adapters.formats.base import Format, Parts, register
 from torch import Tensor
+
+from fluvial.adapters.formats.base import Format, Parts, register
 
 
 class Dense(Format):

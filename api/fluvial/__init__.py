@@ -1,0 +1,65 @@
+"""Fluvial: chat with images, video and very long streams, in constant memory.
+
+    import fluvial
+    engine = fluvial.load("pebble")
+    with engine.session() as s:
+        s.push(fluvial.Image("photo.jpg"))
+        for event in s.ask("What colour is the circle?"):
+            print(event.text, end="")
+
+Names are imported when they are first used: `import fluvial` and `fluvial --help` do not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fluvial.adapters.errors import (
+        FluvialError,
+        IntegrityError,
+        MediaError,
+        ModelNotFoundError,
+        OutOfMemoryError,
+        UnsupportedError,
+        UsageError,
+    )
+    from fluvial.encoders.frame import Frame
+    from fluvial.engine.engine import Engine, load
+    from fluvial.engine.events import Done, Event, PushResult, Token, Usage
+    from fluvial.engine.media import Image, Video
+    from fluvial.engine.model import Model, load_model
+    from fluvial.engine.session import Session, Snapshot
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "fluvial.adapters.errors": (
+        "FluvialError",
+        "IntegrityError",
+        "MediaError",
+        "ModelNotFoundError",
+        "OutOfMemoryError",
+        "UnsupportedError",
+        "UsageError",
+    ),
+    "fluvial.encoders.frame": ("Frame",),
+    "fluvial.engine.engine": ("Engine", "load"),
+    "fluvial.engine.events": ("Done", "Event", "PushResult", "Token", "Usage"),
+    "fluvial.engine.media": ("Image", "Video"),
+    "fluvial.engine.model": ("Model", "load_model"),
+    "fluvial.engine.session": ("Session", "Snapshot"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+__all__ = ["__version__", *sorted(_MODULE_OF)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'fluvial' has no attribute '{name}'")
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,54 @@
+"""`Feed`: the point where a conversation meets the decoder. Ids and embeddings go in, state and last logits stand
+ready.
+
+A feed is a value: `fork` is cheap, and nothing that one fork does is seen by another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fluvial.adapters.lora import Route
+from fluvial.engine.model import Model
+from fluvial.models.state import State
+
+CHUNK = 512  # tokens fed at once
+
+
+@dataclass(frozen=True)
+class Feed:
+    """`state` after `tokens` tokens, and `logits` fp32 [vocab] for the next one (None before the first)."""
+
+    model: Model
+    state: State
+    logits: Tensor | None = None
+    route: Route | None = None
+
+    @classmethod
+    def start(cls, model: Model, route: Route | None = None) -> Feed:
+        return cls(model, model.decoder.init_state(), None, route)
+
+    @property
+    def position(self) -> int:
+        return self.state.position[0]
+
+    def ids(self, ids: Iterable[int]) -> Feed:
+        """After more token ids."""
+        ids = list(ids)
+        if not ids:
+            return self
+        table = torch.tensor([ids], device=self.model.decoder.device)
+        return self.embeddings(self.model.decoder.embed(table)[0])
+
+    @torch.no_grad()
+    def embeddings(self, x: Tensor) -> Feed:
+        """After more embeddings x [T, D]."""
+        decoder, state = self.model.decoder, self.state
+        for chunk in x.to(decoder.dtype)[None].split(CHUNK, 1):
+            hidden, state = decoder(chunk, state, route=self.route)
+        logits = decoder.logits(hidden[0, -1], self.route).float()
+        return replace(self, state=state, logits=logits)

@@ -1,0 +1,106 @@
+"""What a user pushes besides text: images, videos, single frames; and how they become steps of embeddings.
+
+Frames stream: a video is decoded, sampled and encoded a few steps at a time, and its pictures are never all in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fluvial.adapters.errors import UsageError
+from fluvial.adapters.lora import Route
+from fluvial.encoders.frame import MAX_PIXELS, Frame
+from fluvial.encoders.image import read_image
+from fluvial.encoders.report import Report
+from fluvial.encoders.video import open_video, sample
+from fluvial.engine.model import Model
+
+STEPS_AT_ONCE = 8  # video steps that are encoded together
+
+
+@dataclass(frozen=True)
+class Image:
+    """A still image: a path, the bytes of a file, a PIL image or an array uint8 [H, W, 3]."""
+
+    source: Any
+    max_pixels: int = MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video file or animation. `fps` frames a second are looked at (the model's own rate by default), or
+    `frames` evenly chosen ones; `max_frames` bounds either."""
+
+    source: str | Path | bytes
+    fps: float | None = None
+    frames: int | None = None
+    max_frames: int | None = None
+
+
+Medium = Image | Video | Frame
+
+
+class Encoding:
+    """One medium as steps of embeddings [tokens, D], made while they are read.
+
+    `kind` is "image" or "video". After the last step, `digest` identifies what the model saw, `frames` counts the
+    pictures and `report` tells how reading a video went.
+    """
+
+    def __init__(self, model: Model, medium: Medium | list[Frame], route: Route | None = None) -> None:
+        self.kind = "image" if isinstance(medium, Image) else "video"
+        self.frames, self.report, self._hash = 0, None, hashlib.sha256(self.kind.encode())
+        self.report: Report | None
+        self._model, self._medium, self._route = model, medium, route
+        if isinstance(medium, Image):  # unreadable files fail here, before anything is fed
+            self._image = read_image(medium.source, max_pixels=medium.max_pixels)
+        elif isinstance(medium, Video):
+            self._reader = open_video(medium.source)
+
+    @property
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+    def steps(self) -> Iterator[Tensor]:
+        """Embeddings [tokens, D], one per image or video step, in order."""
+        if isinstance(self._medium, Image):
+            yield from self._encoded([self._image])
+        elif isinstance(self._medium, Video):
+            with self._reader as reader:
+                yield from self._batches(self._sampled(self._medium))
+                self.report = reader.report
+        else:
+            frames = self._medium if isinstance(self._medium, list) else [self._medium]
+            yield from self._batches(frames)
+
+    def _sampled(self, video: Video) -> Iterator[Frame]:
+        fps = None if video.frames else video.fps or self._model.processor.fps
+        return sample(self._reader, fps=fps, count=video.frames, max_frames=video.max_frames)
+
+    def _batches(self, frames: Iterable[Frame]) -> Iterator[Tensor]:
+        stream, per_step = iter(frames), self._model.tower.frames_per_step if self._model.tower else 1
+        while batch := list(islice(stream, STEPS_AT_ONCE * per_step)):
+            yield from self._encoded(batch)
+
+    def _encoded(self, frames: list[Frame]) -> Iterator[Tensor]:
+        for frame in frames:
+            self._hash.update(repr((frame.rgb.shape, round(frame.t, 6))).encode())
+            self._hash.update(frame.rgb.tobytes())
+        self.frames += len(frames)
+        yield from self._model.encode(frames, video=self.kind == "video", route=self._route)
+
+
+def medium_of(thing: object) -> Medium:
+    """The medium, or a `UsageError` that says what can be pushed."""
+    if isinstance(thing, Image | Video | Frame):
+        return thing
+    raise UsageError(
+        f"Cannot push a {type(thing).__name__}.", hint="Push text, fluvial.Image, fluvial.Video or fluvial.Frame."
+    )

@@ -1,0 +1,172 @@
+"""From logits to a token, in fp32 and in this order: repetition penalty, temperature, top-k, top-p, min-p.
+
+The order and each rule are those of Transformers' logits processors: the penalty divides positive and multiplies
+negative logits of every token seen (Keskar et al. 2019); top-k keeps ties with the k-th; top-p keeps the smallest set
+of likeliest tokens with at least that mass (Holtzman et al. 2019); min-p keeps tokens with at least that share of the
+likeliest one's probability (Nguyen et al. 2024). V is the vocabulary, B rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fluvial.adapters.errors import FluvialError, IntegrityError, UsageError
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to choose tokens. Errors: UsageError for a value out of range.
+
+    `temperature` 0 is greedy: the likeliest token after the penalty, the other settings being idle. `top_k` 0, `top_p`
+    1, `min_p` 0 and `repetition_penalty` 1 are off. The penalty looks at the last `repetition_window` tokens, which is
+    all the history that a caller has to keep. `seed` None takes one from the system."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    repetition_window: int = 256
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, 0)
+        _check("top_k", self.top_k, 0, whole=True)
+        _check("top_p", self.top_p, 0, 1, above=True)
+        _check("min_p", self.min_p, 0, 1)
+        _check("repetition_penalty", self.repetition_penalty, 0, above=True)
+        _check("repetition_window", self.repetition_window, 0, whole=True)
+        if self.seed is not None:
+            _check("seed", self.seed, 0, 2**63 - 1, whole=True)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is drawn."""
+        return self.temperature == 0
+
+
+class Sampler:
+    """Chooses tokens by `params`, with a random generator of its own (on the CPU: the same draws on every chip)."""
+
+    def __init__(self, params: SamplingParams | None = None, *, vocab_size: int | None = None) -> None:
+        """`vocab_size`: the tokenizer's, where the model's is padded: ids from there on are never chosen."""
+        self.params = params or SamplingParams()
+        self._vocab_size = vocab_size
+        self._random = torch.Generator()
+        if self.params.seed is None:
+            self._random.seed()
+        else:
+            self._random.manual_seed(self.params.seed)
+
+    def probs(self, logits: Tensor, history: Sequence[int] | Sequence[Sequence[int]] = ()) -> Tensor:
+        """The exact distribution that `sample` draws from: fp32 probs [V] or [B, V] for logits [V] or [B, V], on their
+        device; one-hot when greedy.
+
+        `history`: the token ids so far, oldest first; for [B, V] one sequence for each row (or none at all). Errors:
+        FluvialError for NaN, +inf or only -inf in a row, UsageError for a shape or a token id that does not fit."""
+        if logits.dim() not in (1, 2) or logits.shape[-1] == 0:
+            raise UsageError(f"Logits have the shape {list(logits.shape)}.", "They are [V] or [B, V].")
+        rows = logits.detach().float().reshape(-1, logits.shape[-1])  # [B, V]
+        rows = self._penalized(rows, self._histories(history, logits))
+        if self._vocab_size is not None and self._vocab_size < rows.shape[-1]:
+            rows = rows.index_fill(-1, torch.arange(self._vocab_size, rows.shape[-1], device=rows.device), -math.inf)
+        best = rows.amax(-1, keepdim=True)  # NaN wins
+        if not bool(torch.isfinite(best).all()):
+            kind = "NaN" if bool(best.isnan().any()) else "+inf" if bool((best > 0).any()) else "only -inf"
+            raise FluvialError(f"The model gave logits with {kind}.", "No token can be chosen.", "Check its weights.")
+        if self.params.greedy:
+            probs = torch.zeros_like(rows).scatter_(-1, rows.argmax(-1, keepdim=True), 1.0)
+        else:
+            probs = self._filtered((rows - best) / self.params.temperature)  # no overflow for a tiny temperature
+        return probs.reshape(logits.shape)
+
+    def sample(self, logits: Tensor, history: Sequence[int] = ()) -> int:
+        """A token for logits [V]; one draw from the generator unless greedy. Errors: as `probs`."""
+        if logits.dim() != 1:
+            raise UsageError(f"Logits have the shape {list(logits.shape)}.", "A token is sampled from [V].")
+        return self.draw(self.probs(logits, history))
+
+    def draw(self, probs: Tensor) -> int:
+        """A token for non-negative weights [V] that need not sum to 1 (speculation's residuals); never one of weight 0.
+
+        No draw is spent when greedy. Errors: FluvialError if the weights have no finite positive sum."""
+        total = torch.cumsum(probs.detach().to("cpu", torch.float64), 0)  # [V]
+        mass = float(total[-1])
+        if not (math.isfinite(mass) and mass > 0):
+            raise FluvialError("The probabilities have no mass.", f"They sum to {mass}.")
+        if self.params.greedy:
+            return int(probs.argmax())
+        last = int(torch.searchsorted(total, total[-1:]))  # the first to reach the whole mass: rounding stops there
+        return min(
+            int(torch.searchsorted(total, torch.tensor([self.uniform() * mass], dtype=torch.float64), right=True)), last
+        )
+
+    def uniform(self) -> float:
+        """One fp64 number in [0, 1) from the generator (speculation's accept rule)."""
+        return float(torch.rand((), generator=self._random, dtype=torch.float64))
+
+    def state(self) -> Tensor:
+        """The generator's state, uint8 [n]: a saved session goes on with the same draws."""
+        return self._random.get_state()
+
+    def load_state(self, state: Tensor) -> None:
+        """Put a saved state back. Errors: IntegrityError if it is none."""
+        try:
+            self._random.set_state(state.cpu())
+        except (RuntimeError, TypeError) as error:
+            raise IntegrityError("The saved sampler state does not fit.", f"{error}"[:200]) from error
+
+    def _histories(self, history: Sequence[int] | Sequence[Sequence[int]], logits: Tensor) -> list[list[int]]:
+        if self.params.repetition_penalty == 1 or self.params.repetition_window == 0 or not len(history):
+            return []
+        rows = [history] if logits.dim() == 1 else history
+        if logits.dim() == 2 and (len(rows) != len(logits) or any(isinstance(row, int) for row in rows)):
+            raise UsageError(f"{len(logits)} rows of logits need one history each.")
+        seen = [sorted({int(id) for id in row[-self.params.repetition_window :]}) for row in rows]  # type: ignore
+        if any(row and not 0 <= row[0] <= row[-1] < logits.shape[-1] for row in seen):
+            raise UsageError(
+                "The history holds a token id outside the vocabulary.", f"It has {logits.shape[-1]} tokens."
+            )
+        return seen
+
+    def _penalized(self, rows: Tensor, histories: list[list[int]]) -> Tensor:
+        penalty = self.params.repetition_penalty
+        if histories:
+            rows = rows.clone()
+        for row, seen in zip(rows, histories, strict=bool(histories)):
+            ids = torch.tensor(seen, dtype=torch.long, device=rows.device)
+            row[ids] = torch.where(row[ids] < 0, row[ids] * penalty, row[ids] / penalty)
+        return rows
+
+    def _filtered(self, rows: Tensor) -> Tensor:
+        """The softmax of rows [B, V] (maximum 0) with the tokens that top-k, top-p and min-p leave."""
+        params, size = self.params, rows.shape[-1]
+        if 0 < params.top_k < size:
+            rows = rows.masked_fill(rows < rows.topk(params.top_k, -1).values[:, -1:], -math.inf)
+        if params.top_p < 1:
+            ordered, order = rows.softmax(-1).sort(stable=True, dim=-1, descending=True)
+            before = ordered.cumsum(-1) - ordered  # mass of the likelier ones
+            drop = torch.empty_like(before, dtype=torch.bool).scatter_(-1, order, before >= params.top_p)
+            rows = rows.masked_fill(drop, -math.inf)
+        probs = rows.softmax(-1)
+        if params.min_p > 0:
+            keep = probs >= params.min_p * probs.amax(-1, keepdim=True)
+            probs = rows.masked_fill(~keep, -math.inf).softmax(-1)
+        return probs
+
+
+def _check(
+    name: str, value: object, low: int, high: float = math.inf, above: bool = False, whole: bool = False
+) -> None:
+    fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not fits or not (low <= value <= high) or value == math.inf or (above and value == low):  # type: ignore[operator]
+        kind = "a whole number" if whole else "a number"
+        upper = "" if high == math.inf else f" and at most {high}"
+        raise UsageError(
+            f"{name} is {value!r}.", f"It must be {kind} {'above' if above else 'of at least'} {low}{upper}."
+        )

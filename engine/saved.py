@@ -1,0 +1,81 @@
+"""Saved sessions: one safetensors file with the state, the last logits, the sampler's state, and what was fed.
+
+The file names the model it belongs to (decoder, tower and template), so that a mismatch is an error, not nonsense.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fluvial.adapters.errors import IntegrityError, UnsupportedError
+from fluvial.adapters.lora import Route
+from fluvial.engine.feed import Feed
+from fluvial.engine.model import Model
+from fluvial.engine.session import Snapshot
+from fluvial.engine.template import Media, Part, Special, Text
+from fluvial.models.state import State, read_checked, write_atomically
+
+KIND, VERSION = "fluvial-session", "1"
+
+
+def save(now: Snapshot, path: Path) -> None:
+    """Writes a session's memory atomically."""
+    feed = now.feed
+    if feed.route:
+        raise UnsupportedError("Sessions with a plugin cannot be saved yet.", hint="Use snapshot() in this process.")
+    tensors, about = feed.state.pack()
+    tensors = {f"state.{name}": tensor for name, tensor in tensors.items()}
+    if feed.logits is not None:
+        tensors["logits"] = feed.logits
+    if now.sampler is not None:
+        tensors["sampler"] = now.sampler
+    memory = {
+        "messages": now.messages,
+        "open_turn": now.open_turn,
+        "fed": [_part_to_json(part) for part in now.fed],
+        "media": now.media,
+        "ids": now.ids,
+    }
+    about |= {"format": KIND, "version": VERSION, "name": feed.model.name, "whole_model": feed.model.fingerprint()}
+    write_atomically(path, tensors, about | {"memory": json.dumps(memory)})
+
+
+def load(model: Model, path: Path, route: Route | None) -> Snapshot:
+    """Reads what `save` wrote; raises `IntegrityError` for damage or another model."""
+    tensors, about = read_checked(path, KIND, VERSION)
+    if about.get("whole_model") != model.fingerprint():
+        raise IntegrityError(
+            f"{path} belongs to another model.",
+            f"It was saved with {about.get('name')}, this is {model.name} or other weights.",
+            "Load the model that it was saved with.",
+        )
+    try:
+        state_tensors = {n.removeprefix("state."): t for n, t in tensors.items() if n.startswith("state.")}
+        state = State.unpack(state_tensors, about, model.decoder.fingerprint())
+        memory: dict[str, Any] = json.loads(about["memory"])
+        return Snapshot(
+            feed=Feed(model, state, tensors.get("logits"), route),
+            messages=tuple(memory["messages"]),
+            open_turn=tuple(memory["open_turn"]),
+            fed=tuple(_part_from_json(part) for part in memory["fed"]),
+            media=tuple(memory["media"]),
+            ids=tuple(memory["ids"]),
+            sampler=tensors.get("sampler"),
+        )
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise IntegrityError(
+            f"{path} is damaged.", repr(error), "Restore it from a copy; nothing was loaded."
+        ) from error
+
+
+def _part_to_json(part: Part) -> list[Any]:
+    if isinstance(part, Media):
+        return ["media", part.kind, part.index, part.text]
+    return ["text" if isinstance(part, Text) else "special", part.text]
+
+
+def _part_from_json(part: list[Any]) -> Part:
+    kind, *values = part
+    return {"media": Media, "text": Text, "special": Special}[kind](*values)

@@ -1,0 +1,329 @@
+"""`Session`: one conversation. Push text, images, video and frames as they come; ask; go on. Each turn feeds only
+what is new.
+
+Everything that a session remembers is a value (`Feed`, messages, what was fed), so a fork or a snapshot is a
+shallow copy and an answer that is cancelled leaves the session at its last committed token.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from fluvial.adapters.errors import UnsupportedError, UsageError
+from fluvial.adapters.lora import Route
+from fluvial.encoders.frame import Frame
+from fluvial.engine.events import Done, Event, PushResult, Token, Usage
+from fluvial.engine.feed import Feed
+from fluvial.engine.media import Encoding, Medium, medium_of
+from fluvial.engine.model import Model
+from fluvial.engine.sampling import Sampler, SamplingParams
+from fluvial.engine.template import Media, Part, Rewritten, Text, encode_parts
+from fluvial.engine.text_stream import TextStream
+
+Progress = Callable[[int], None]  # called with the number of pictures seen so far
+SENTINEL = "\ue0f1\ue0f2"  # private-use characters: marks the end of what a turn holds so far
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A session's whole memory at one moment."""
+
+    feed: Feed
+    messages: tuple[dict[str, Any], ...] = ()
+    open_turn: tuple[dict[str, Any], ...] = ()  # parts of the user's turn that are fed already
+    fed: tuple[Part, ...] = ()
+    media: tuple[str, ...] = ()  # digests
+    ids: tuple[int, ...] = ()  # recent token ids, for the repetition penalty
+    sampler: torch.Tensor | None = None
+    waiting: tuple[Frame, ...] = ()  # frames that do not fill a video step yet
+    new_tokens: int = 0
+    new_media_tokens: int = 0
+    new_seconds: float = 0.0
+
+
+class Session:
+    """A conversation with one model; not for several threads at once."""
+
+    def __init__(self, model: Model, *, system: str | None = None, route: Route | None = None) -> None:
+        if model.template is None:
+            raise UnsupportedError(f"{model.name} has no chat template.", hint="Use load_model and feed ids.")
+        self.model, self._template = model, model.template
+        self._now = Snapshot(Feed.start(model, route))
+        if system:
+            self._now = replace(self._now, messages=({"role": "system", "content": system},))
+
+    # --- what goes in -------------------------------------------------------------------------------------------
+
+    def push(self, thing: str | Medium, *, progress: Progress | None = None) -> PushResult:
+        """Adds text, an image, a video or a live frame to the user's turn and feeds it at once.
+
+        Raises `MediaError` for what cannot be read and `UnsupportedError` for media that the model cannot see; the
+        session is then as it was before.
+        """
+        before = self._now
+        try:
+            if isinstance(thing, str):
+                if not thing.strip():
+                    raise UsageError("The text is empty.")
+                self._settle()
+                self._extend([{"type": "text", "text": thing + "\n"}], [])
+                return PushResult(self._now.new_tokens - before.new_tokens)
+            medium = medium_of(thing)
+            if isinstance(medium, Frame):
+                return self._push_frame(medium)
+            self._settle()
+            encoding = Encoding(self.model, medium, self._now.feed.route)
+            self._extend([{"type": encoding.kind}], [encoding], progress)
+            warning = encoding.report.message() if encoding.report and _damaged(encoding.report) else ""
+            return PushResult(self._now.new_tokens - before.new_tokens, encoding.frames, warning)
+        except BaseException:
+            self._now = before
+            raise
+
+    def _push_frame(self, frame: Frame) -> PushResult:
+        waiting, before = (*self._now.waiting, frame), self._now.new_tokens
+        self._now = replace(self._now, waiting=waiting)
+        if self.model.tower is None or len(waiting) >= self.model.tower.frames_per_step:
+            self._settle()
+        return PushResult(self._now.new_tokens - before, 1)
+
+    def _settle(self) -> None:
+        """Feeds live frames that are still waiting for their step to fill."""
+        if self._now.waiting:
+            encoding = Encoding(self.model, list(self._now.waiting), self._now.feed.route)
+            self._now = replace(self._now, waiting=())
+            self._extend([{"type": "video"}], [encoding])
+
+    def _extend(self, parts: Sequence[dict[str, Any]], media: list[Encoding], progress: Progress | None = None) -> None:
+        """Feeds more of the open turn: all that the template renders before the turn's end."""
+        turn = (*self._now.open_turn, *parts)
+        probe = {"role": "user", "content": [*turn, {"type": "text", "text": SENTINEL}]}
+        whole = self._continuation([probe], generation=False)
+        self._now = replace(self._now, open_turn=turn)
+        self._feed_parts(_before_sentinel(whole), media, progress)
+
+    def _continuation(self, new: list[dict[str, Any]], *, generation: bool) -> list[Part]:
+        """What to feed for `new` messages; a template that rewrites history re-feeds a text conversation."""
+        now = self._now
+        found = self._template.continuation(now.messages, new, fed=now.fed, add_generation_prompt=generation)
+        if not isinstance(found, Rewritten):
+            return found.parts
+        if any(isinstance(part, Media) for part in now.fed):
+            raise UnsupportedError(
+                "This chat template rewrites earlier turns, which hold media that are gone.", found.why
+            )
+        self._now = replace(now, feed=Feed.start(self.model, now.feed.route), fed=())
+        return found.parts
+
+    def _feed_parts(self, parts: list[Part], media: list[Encoding], progress: Progress | None = None) -> None:
+        began, now, queue = time.perf_counter(), self._now, list(media)
+        feed, recent, digests, start, media_tokens = now.feed, list(now.ids), list(now.media), now.feed.position, 0
+        for run in encode_parts(parts, self.model.tokenizer, first=feed.position == 0):
+            if isinstance(run, list):
+                feed = feed.ids(run)
+                recent += run
+                continue
+            encoding, seen = queue.pop(0), 0
+            marker = self.model.tokenizer.id(run.text) if self.model.processor.keep_token else None
+            for step in encoding.steps():
+                feed = feed.ids([] if marker is None else [marker]).embeddings(step)
+                media_tokens += len(step)
+                if progress is not None and encoding.frames != seen:
+                    seen = encoding.frames
+                    progress(seen)
+            digests.append(encoding.digest)
+        self._now = replace(
+            self._now,
+            feed=feed,
+            fed=(*self._now.fed, *parts),
+            media=tuple(digests),
+            ids=tuple(recent[-1024:]),
+            new_tokens=now.new_tokens + feed.position - start,
+            new_media_tokens=now.new_media_tokens + media_tokens,
+            new_seconds=now.new_seconds + time.perf_counter() - began,
+        )
+
+    # --- what comes out -----------------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        question: str = "",
+        *,
+        max_tokens: int = 256,
+        stop: str | Sequence[str] = (),
+        commit: bool = True,
+        **sampling: Any,
+    ) -> Iterator[Event]:
+        """Ends the user's turn with `question` and streams the answer: `Token`s, then one `Done`.
+
+        `sampling` takes the fields of `SamplingParams` (temperature, top_k, ..., seed). With `commit=False` the
+        answer comes from a fork: neither the question nor the answer enters this session. Closing the iterator
+        cancels the answer; the session then stands after the last token that was given out.
+        """
+        if max_tokens < 1:
+            raise UsageError(f"max_tokens is {max_tokens}.", "An answer has at least one token.")
+        params, stream = SamplingParams(**sampling), TextStream(stop)
+        session = self if commit else self.fork()
+        return session._answer(question, max_tokens, params, stream)
+
+    def _answer(self, question: str, max_tokens: int, params: SamplingParams, stream: TextStream) -> Iterator[Event]:
+        before = self._now
+        self._settle()
+        content = [*self._now.open_turn, *([{"type": "text", "text": question}] if question else [])]
+        if not content:
+            self._now = before
+            raise UsageError("There is nothing to answer.", hint="Ask a question or push something first.")
+        plain = all(part["type"] == "text" for part in content)
+        message = {"role": "user", "content": "".join(part["text"] for part in content) if plain else content}
+        try:
+            self._feed_parts(self._continuation([message], generation=True), [])
+        except BaseException:
+            self._now = before
+            raise
+        prompt = self._now
+        yield from self._generate(prompt, message, max_tokens, params, stream)
+
+    def _generate(
+        self, prompt: Snapshot, message: dict[str, Any], max_tokens: int, params: SamplingParams, stream: TextStream
+    ) -> Iterator[Event]:
+        sampler = Sampler(params, vocab_size=self.model.tokenizer.vocab_size)
+        if params.seed is None and prompt.sampler is not None:
+            sampler.load_state(prompt.sampler)
+        began, feed, written, text, reason = time.perf_counter(), prompt.feed, 0, "", "length"
+        recent = list(prompt.ids)
+        certain, finished = (feed, 0), False  # the last feed whose text has all been given out, and that text's length
+        try:
+            while written < max_tokens:
+                assert feed.logits is not None
+                id = sampler.sample(feed.logits, recent)
+                if id in self.model.tokenizer.eos_ids:
+                    reason = "end"
+                    break
+                written += 1
+                piece = stream.push(self.model.tokenizer.token_bytes(id, first=written == 1))
+                text += piece
+                if stream.stopped is not None:
+                    reason = "stop"
+                    yield Token(piece, id)
+                    break
+                feed = feed.ids([id])
+                recent = [*recent[-1023:], id]
+                if not stream.holding:
+                    certain = (feed, len(text))
+                yield Token(piece, id)
+            if stream.stopped is None and (tail := stream.finish()):
+                text += tail
+                yield Token(tail, -1)
+            finished = stream.stopped is None
+        finally:
+            if (
+                not finished
+            ):  # stopped or cancelled: go back to the last whole text, then on to exactly what was given out
+                feed = certain[0].ids(self.model.tokenizer.encode(text[certain[1] :], special=False, first=False))
+            elapsed = time.perf_counter() - began
+            self._finish(prompt, message, text, feed, recent, sampler)
+        yield Done(text, reason, _usage(prompt, feed, written, elapsed))
+
+    def _finish(
+        self, prompt: Snapshot, message: dict[str, Any], text: str, feed: Feed, recent: list[int], sampler: Sampler
+    ) -> None:
+        reply = {"role": "assistant", "content": text}
+        self._now = replace(
+            prompt,
+            feed=feed,
+            messages=(*prompt.messages, message, reply),
+            open_turn=(),
+            fed=(*prompt.fed, *self._template.reply(text)),
+            ids=tuple(recent[-1024:]),
+            sampler=sampler.state(),
+            new_tokens=0,
+            new_media_tokens=0,
+            new_seconds=0.0,
+        )
+
+    # --- memory as a value --------------------------------------------------------------------------------------
+
+    @property
+    def messages(self) -> tuple[dict[str, Any], ...]:
+        """The finished turns."""
+        return self._now.messages
+
+    @property
+    def position(self) -> int:
+        """Tokens in the session's memory."""
+        return self._now.feed.position
+
+    def nbytes(self, kind: str = "all") -> int:
+        """Bytes of the decoder state: "recurrent", "tape" or "all"."""
+        return self._now.feed.state.nbytes(kind)
+
+    def snapshot(self) -> Snapshot:
+        """The memory as it is now; cheap, and valid for as long as it is kept."""
+        return self._now
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Goes back (or over) to a snapshot of the same model."""
+        if snapshot.feed.model is not self.model:
+            raise UsageError("The snapshot belongs to another model.")
+        self._now = snapshot
+
+    def fork(self) -> Session:
+        """An independent session with the same past."""
+        other = object.__new__(Session)
+        other.model, other._template, other._now = self.model, self._template, self._now
+        return other
+
+    def save(self, path: str | Path) -> None:
+        """Writes the whole memory to a file, atomically."""
+        from fluvial.engine.saved import save
+
+        self._settle()
+        save(self._now, Path(path))
+
+    @classmethod
+    def load(cls, model: Model, path: str | Path, *, route: Route | None = None) -> Session:
+        """A saved session, in any process; raises `IntegrityError` for a damaged file or another model."""
+        from fluvial.engine.saved import load
+
+        session = cls(model)
+        session._now = load(model, Path(path), route)
+        return session
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._now = Snapshot(Feed.start(self.model))
+
+
+def _before_sentinel(parts: list[Part]) -> list[Part]:
+    kept: list[Part] = []
+    for part in parts:
+        if isinstance(part, Text) and SENTINEL in part.text:
+            head = part.text.partition(SENTINEL)[0]
+            return [*kept, Text(head)] if head else kept
+        kept.append(part)
+    return kept
+
+
+def _damaged(report: Any) -> bool:
+    return bool(report.truncated or report.broken)
+
+
+def _usage(prompt: Snapshot, feed: Feed, written: int, elapsed: float) -> Usage:
+    return Usage(
+        prompt_tokens=prompt.new_tokens,
+        media_tokens=prompt.new_media_tokens,
+        completion_tokens=written,
+        prompt_seconds=prompt.new_seconds,
+        completion_seconds=elapsed,
+        state_bytes=feed.state.nbytes("recurrent"),
+        tape_bytes=feed.state.nbytes("tape"),
+        position=feed.position,
+    )

@@ -1,0 +1,50 @@
+"""A training checkpoint as a published folder: config, bf16 weights, tokenizer, template, processor, model card.
+
+    python -m examples.pebble.export runs/delta --variant delta --to models/pebble/delta
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from examples.pebble import variants
+from examples.pebble.tokens import write_tokenizer
+
+WIDE = ("A_log", "dt_bias")  # decay gates stay in fp32
+
+
+def published(model: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Training names to names on disk, in bf16 but for the decay gates."""
+    tensors = {}
+    for name, tensor in model.items():
+        part, rest = name.split(".", 1)
+        wide = rest.rpartition(".")[2] in WIDE
+        tensors[{"decoder": "model", "vision": "vision"}[part] + "." + rest] = (
+            tensor.float() if wide else tensor.bfloat16()
+        ).contiguous()
+    return tensors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--variant", choices=sorted(variants.BLOCKS), required=True)
+    parser.add_argument("--to", type=Path, required=True)
+    args = parser.parse_args()
+    saved = torch.load(args.run / "last.pt", weights_only=True, map_location="cpu")
+    write_tokenizer(Tokenizer.from_file(str(args.run.parent / "tokenizer.json")), args.to)
+    save_file(published(saved["model"]), args.to / "model.safetensors", metadata={"format": "pt"})
+    (args.to / "config.json").write_text(json.dumps(variants.config(args.variant), indent=2) + "\n")
+    size = (args.to / "model.safetensors").stat().st_size
+    print(f"{args.to}: {size / 1e6:.1f} MB after {saved['step']} steps, {saved['cpu'] / 60:.0f} CPU minutes")
+
+
+if __name__ == "__main__":
+    main()
