@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from fluvial.adapters.errors import UsageError
@@ -75,8 +76,7 @@ class PebbleVision(nn.Module):
         x = x.unflatten(1, (height, width))
         for _ in range(merges):
             height, width = height // 2, width // 2
-            x = x.unflatten(1, (height, 2)).unflatten(3, (width, 2)).movedim(2, 3).flatten(3)
-            x = self.merge(x, route)
+            x = self.merge(rearrange(x, "n (h a) (w b) d -> n h w (a b d)", a=2, b=2), route)
         x = self.projector(self.norm(x), route) + _grid_code(self.rows_out, self.columns_out, height, width).to(x.dtype)
         return x.flatten(1, 2)
 

@@ -13,7 +13,7 @@ from fluvial.adapters.errors import IntegrityError, UnsupportedError
 from fluvial.adapters.lora import Route
 from fluvial.engine.feed import Feed
 from fluvial.engine.model import Model
-from fluvial.engine.session import Snapshot
+from fluvial.engine.snapshot import Snapshot
 from fluvial.engine.template import Media, Part, Special, Text
 from fluvial.models.state import State, read_checked, write_atomically
 

@@ -9,42 +9,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
-
-import torch
 
 from fluvial.adapters.errors import UnsupportedError, UsageError
 from fluvial.adapters.lora import Route
 from fluvial.encoders.frame import Frame
-from fluvial.engine.events import Done, Event, PushResult, Token, Usage
+from fluvial.engine import saved
+from fluvial.engine.answer import Answer
+from fluvial.engine.events import Event, PushResult
 from fluvial.engine.feed import Feed
 from fluvial.engine.media import Encoding, Medium, medium_of
 from fluvial.engine.model import Model
 from fluvial.engine.sampling import Sampler, SamplingParams
+from fluvial.engine.snapshot import RECENT, Snapshot
 from fluvial.engine.template import Media, Part, Rewritten, Text, encode_parts
 from fluvial.engine.text_stream import TextStream
 
 Progress = Callable[[int], None]  # called with the number of pictures seen so far
 SENTINEL = "\ue0f1\ue0f2"  # private-use characters: marks the end of what a turn holds so far
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A session's whole memory at one moment."""
-
-    feed: Feed
-    messages: tuple[dict[str, Any], ...] = ()
-    open_turn: tuple[dict[str, Any], ...] = ()  # parts of the user's turn that are fed already
-    fed: tuple[Part, ...] = ()
-    media: tuple[str, ...] = ()  # digests
-    ids: tuple[int, ...] = ()  # recent token ids, for the repetition penalty
-    sampler: torch.Tensor | None = None
-    waiting: tuple[Frame, ...] = ()  # frames that do not fill a video step yet
-    new_tokens: int = 0
-    new_media_tokens: int = 0
-    new_seconds: float = 0.0
 
 
 class Session:
@@ -143,7 +127,7 @@ class Session:
             feed=feed,
             fed=(*self._now.fed, *parts),
             media=tuple(digests),
-            ids=tuple(recent[-1024:]),
+            ids=tuple(recent[-RECENT:]),
             new_tokens=now.new_tokens + feed.position - start,
             new_media_tokens=now.new_media_tokens + media_tokens,
             new_seconds=now.new_seconds + time.perf_counter() - began,
@@ -187,61 +171,23 @@ class Session:
             self._now = before
             raise
         prompt = self._now
-        yield from self._generate(prompt, message, max_tokens, params, stream)
-
-    def _generate(
-        self, prompt: Snapshot, message: dict[str, Any], max_tokens: int, params: SamplingParams, stream: TextStream
-    ) -> Iterator[Event]:
-        sampler = Sampler(params, vocab_size=self.model.tokenizer.vocab_size)
-        if params.seed is None and prompt.sampler is not None:
-            sampler.load_state(prompt.sampler)
-        began, feed, written, text, reason = time.perf_counter(), prompt.feed, 0, "", "length"
-        recent = list(prompt.ids)
-        certain, finished = (feed, 0), False  # the last feed whose text has all been given out, and that text's length
+        answer = Answer(prompt, Sampler(params, vocab_size=self.model.tokenizer.vocab_size), stream)
         try:
-            while written < max_tokens:
-                assert feed.logits is not None
-                id = sampler.sample(feed.logits, recent)
-                if id in self.model.tokenizer.eos_ids:
-                    reason = "end"
-                    break
-                written += 1
-                piece = stream.push(self.model.tokenizer.token_bytes(id, first=written == 1))
-                text += piece
-                if stream.stopped is not None:
-                    reason = "stop"
-                    yield Token(piece, id)
-                    break
-                feed = feed.ids([id])
-                recent = [*recent[-1023:], id]
-                if not stream.holding:
-                    certain = (feed, len(text))
-                yield Token(piece, id)
-            if stream.stopped is None and (tail := stream.finish()):
-                text += tail
-                yield Token(tail, -1)
-            finished = stream.stopped is None
+            yield from answer.tokens(max_tokens)
         finally:
-            if (
-                not finished
-            ):  # stopped or cancelled: go back to the last whole text, then on to exactly what was given out
-                feed = certain[0].ids(self.model.tokenizer.encode(text[certain[1] :], special=False, first=False))
-            elapsed = time.perf_counter() - began
-            self._finish(prompt, message, text, feed, recent, sampler)
-        yield Done(text, reason, _usage(prompt, feed, written, elapsed))
+            self._finish(prompt, message, answer)
+        yield answer.done()
 
-    def _finish(
-        self, prompt: Snapshot, message: dict[str, Any], text: str, feed: Feed, recent: list[int], sampler: Sampler
-    ) -> None:
-        reply = {"role": "assistant", "content": text}
+    def _finish(self, prompt: Snapshot, message: dict[str, Any], answer: Answer) -> None:
+        reply = {"role": "assistant", "content": answer.text}
         self._now = replace(
             prompt,
-            feed=feed,
+            feed=answer.feed,
             messages=(*prompt.messages, message, reply),
             open_turn=(),
-            fed=(*prompt.fed, *self._template.reply(text)),
-            ids=tuple(recent[-1024:]),
-            sampler=sampler.state(),
+            fed=(*prompt.fed, *self._template.reply(answer.text)),
+            ids=(*prompt.ids, *answer.said)[-RECENT:],
+            sampler=answer.sampler.state(),
             new_tokens=0,
             new_media_tokens=0,
             new_seconds=0.0,
@@ -281,18 +227,14 @@ class Session:
 
     def save(self, path: str | Path) -> None:
         """Writes the whole memory to a file, atomically."""
-        from fluvial.engine.saved import save
-
         self._settle()
-        save(self._now, Path(path))
+        saved.save(self._now, Path(path))
 
     @classmethod
     def load(cls, model: Model, path: str | Path, *, route: Route | None = None) -> Session:
         """A saved session, in any process; raises `IntegrityError` for a damaged file or another model."""
-        from fluvial.engine.saved import load
-
         session = cls(model)
-        session._now = load(model, Path(path), route)
+        session._now = saved.load(model, Path(path), route)
         return session
 
     def __enter__(self) -> Self:
@@ -314,16 +256,3 @@ def _before_sentinel(parts: list[Part]) -> list[Part]:
 
 def _damaged(report: Any) -> bool:
     return bool(report.truncated or report.broken)
-
-
-def _usage(prompt: Snapshot, feed: Feed, written: int, elapsed: float) -> Usage:
-    return Usage(
-        prompt_tokens=prompt.new_tokens,
-        media_tokens=prompt.new_media_tokens,
-        completion_tokens=written,
-        prompt_seconds=prompt.new_seconds,
-        completion_seconds=elapsed,
-        state_bytes=feed.state.nbytes("recurrent"),
-        tape_bytes=feed.state.nbytes("tape"),
-        position=feed.position,
-    )

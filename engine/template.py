@@ -116,7 +116,7 @@ class ChatTemplate:
             replied = bool(previous) and previous[-1].get("role") == "assistant"
             before = previous[:-1] if replied else previous
             fed = self.parts(before, add_generation_prompt=replied, **extra) if before else []
-            fed = [*fed, *(self._reply(previous[-1]) if replied else [])]
+            fed = [*fed, *(self.reply(_words(previous[-1])) if replied else [])]
         fed = merged(fed)
         whole = self.parts([*previous, *new], add_generation_prompt=add_generation_prompt, **extra)
         for at, old in enumerate(fed):
@@ -130,20 +130,13 @@ class ChatTemplate:
 
     def reply(self, text: str) -> list[Part]:
         """The parts of an answer as its generation fed it, for `fed`."""
-        return self._reply({"role": "assistant", "content": text}) if text else []
-
-    def _reply(self, message: Message) -> list[Part]:
-        """The words of an assistant's message, as its generation fed them."""
-        content = self._checked([message])[0]["content"]
-        text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
         mark = self._tracer.choose_mark(text)
         return self._tracer.split(self._tracer.marked(text, mark, trusted=True), mark, [])
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool, extra: Mapping[str, Any]) -> str:
         chat = {"messages": messages, "add_generation_prompt": add_generation_prompt}
-        return run_template(
-            self._template, {"tools": None, "documents": None} | self._names | dict(extra) | chat, self._limits
-        )
+        variables = {"tools": None, "documents": None} | self._names | dict(extra) | chat
+        return run_template(self._template, variables, self._limits)
 
     @cached_property
     def _takes(self) -> tuple[bool, bool]:
@@ -192,6 +185,11 @@ class ChatTemplate:
         if self._takes == (True, False):
             return "".join(part["text"] for part in parts)
         return [dict(part) for part in parts]
+
+
+def _words(message: Message) -> str:
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def _media_of(message: Message) -> list[Mapping[str, Any]]:

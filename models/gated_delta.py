@@ -34,16 +34,17 @@ def gated_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Ten
     tokens = q.shape[1]
     size = min(CHUNK, tokens)
     q, k, v, g, beta = (_chunks(rows, size) for rows in (q, k, v, g, beta))  # [N, B, H, C, ...], zeros at the end
-    G = g.cumsum(-1)
+    G = g.cumsum(-1, dtype=torch.float64)  # differences of long sums: fp32 would lose the small ones
     i = torch.arange(size, device=g.device)
-    D = (G[..., :, None] - G[..., None, :]).masked_fill(i[:, None] < i[None, :], float("-inf")).exp()  # [N, B, H, C, C]
+    D = (G[..., :, None] - G[..., None, :]).to(g.dtype)
+    D = D.masked_fill(i[:, None] < i[None, :], float("-inf")).exp()  # [N, B, H, C, C]
     A = ((beta[..., None] * k) @ k.mT * D).tril(-1)  # the solve takes the unit diagonal as given
-    rise = G.exp()[..., None]
+    rise, fall = G.to(g.dtype).exp()[..., None], (G[..., -1:] - G).to(g.dtype).exp()[..., None]
     U, W = torch.linalg.solve_triangular(
         A, torch.cat([beta[..., None] * v, beta[..., None] * k * rise], -1), upper=False, unitriangular=True
     ).split([v.shape[-1], k.shape[-1]], -1)
     scores, q_rise = (q @ k.mT) * D, q * rise
-    k_fall, decay = k * (G[..., -1:] - G).exp()[..., None], G[..., -1].exp()[..., None, None]
+    k_fall, decay = k * fall, rise[..., -1:, :]
     outputs, deltas = [], []
     for n in range(q.shape[0]):
         delta = U[n] - W[n] @ S
@@ -135,5 +136,5 @@ class GatedDelta(Mixer):
         o, delta, S_end = gated_delta(q, k, v, g, beta, S)
         z = self.in_proj_z(x, step.route).unflatten(-1, (self.heads, -1))
         y = self.norm(o) * F.silu(z.to(S.dtype))
-        pending = Outer(S, ((k, delta),), g.cumsum(1).unsqueeze(-1)) if step.journal else Final(S_end)
+        pending = Outer(S, ((k, delta),), g.unsqueeze(-1)) if step.journal else Final(S_end)
         return self.out_proj(y.flatten(-2).to(x.dtype), step.route), {"S": pending, "conv": window}

@@ -65,9 +65,9 @@ class Window:
 
 @dataclass(frozen=True)
 class Outer:
-    """A decayed sum of outer products: S_n = e^{G_n} S + sum_{i <= n} e^{G_n - G_i} left_i right_i^T.
+    """A decayed sum of outer products: S_n = e^{G_n} S + sum_{i <= n} e^{G_n - G_i} left_i right_i^T, G = cumsum(g).
 
-    base [B, H, K, V]; each pair left [B, T, H, K], right [B, T, H, V]; log_decay = G, [B, T, H, 1] or [B, T, H, K].
+    base [B, H, K, V]; each pair left [B, T, H, K], right [B, T, H, V]; log_decay = g, [B, T, H, 1] or [B, T, H, K].
     """
 
     base: Tensor
@@ -78,13 +78,13 @@ class Outer:
         if not any(n):
             return self.base
         at = torch.tensor(n, device=self.base.device)
-        G = self.log_decay[:, : max(n)]
+        G = self.log_decay[:, : max(n)].cumsum(1, dtype=torch.float64)  # long sums, small differences
         G_n = G.gather(1, (at - 1).clamp(min=0).view(-1, 1, 1, 1).expand(-1, 1, *G.shape[2:]))
         G_n = torch.where((at == 0).view(-1, 1, 1, 1), torch.zeros_like(G_n), G_n)
         kept = torch.arange(max(n), device=at.device)[None, :] < at[:, None]
         # mask before the exponential: beyond n the difference is positive and may overflow
-        weight = (G_n - G).masked_fill(~kept[:, :, None, None], float("-inf")).exp()
-        total = self.base * G_n.exp().transpose(1, 2).squeeze(2).unsqueeze(-1)
+        weight = (G_n - G).masked_fill(~kept[:, :, None, None], float("-inf")).exp().to(self.base.dtype)
+        total = self.base * G_n.exp().to(self.base.dtype).transpose(1, 2).squeeze(2).unsqueeze(-1)
         for left, right in self.pairs:
             total = total + torch.einsum("bthk,bthv->bhkv", left[:, : max(n)] * weight, right[:, : max(n)])
         return total

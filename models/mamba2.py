@@ -30,11 +30,13 @@ def ssd(X: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[
     outputs = []
     for X_c, a, B_c, C_c in zip(*(rows.split(CHUNK, 1) for rows in (X, log_decay, B, C)), strict=True):
         X_c, B_c, C_c = (rows.transpose(1, 2) for rows in (X_c, B_c, C_c))  # [B, H, L, ...]
-        G = a.cumsum(1).transpose(1, 2)  # [B, H, L]
+        G = a.cumsum(1, dtype=torch.float64).transpose(1, 2)  # [B, H, L]; long sums, small differences
         i = torch.arange(G.shape[-1], device=G.device)
-        D = (G[..., :, None] - G[..., None, :]).masked_fill(i[:, None] < i[None, :], float("-inf")).exp()
-        y = ((C_c @ B_c.mT) * D) @ X_c + G.exp()[..., None] * (C_c @ h.mT)
-        h = G[..., -1].exp()[..., None, None] * h + (X_c * (G[..., -1:] - G).exp()[..., None]).mT @ B_c
+        D = (G[..., :, None] - G[..., None, :]).to(a.dtype)
+        D = D.masked_fill(i[:, None] < i[None, :], float("-inf")).exp()
+        rise, fall = G.to(a.dtype).exp()[..., None], (G[..., -1:] - G).to(a.dtype).exp()[..., None]
+        y = ((C_c @ B_c.mT) * D) @ X_c + rise * (C_c @ h.mT)
+        h = rise[..., -1:, :] * h + (X_c * fall).mT @ B_c
         outputs.append(y.transpose(1, 2))
     return torch.cat(outputs, 1), h
 
@@ -97,7 +99,7 @@ class Mamba2(Mixer):
         y, h_end = ssd(X, log_decay, B, C, h)
         y = (y + self.D.to(h.dtype)[:, None] * u).flatten(-2) * F.silu(z.to(h.dtype))
         y = self._norm(y)
-        pending = Outer(h, ((X, B),), log_decay.cumsum(1).unsqueeze(-1)) if step.journal else Final(h_end)
+        pending = Outer(h, ((X, B),), log_decay.unsqueeze(-1)) if step.journal else Final(h_end)
         return self.out_proj(y.to(x.dtype), step.route), {"h": pending, "conv": window}
 
     def _norm(self, y: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ class TimeMix(Mixer):
         k_in, log_w = step.blank(k), step.blank(log_w)
         y, Z, S_end = rwkv7(r, log_w, k_in, v, -kh, b, S)
         y = self.norm(y.flatten(-2)) + ((r * k * self.r_k.to(S.dtype)).sum(-1, keepdim=True) * v).flatten(-2)
-        pending = Outer(S, ((k_in, v), (b, Z)), log_w.cumsum(1)) if step.journal else Final(S_end)
+        pending = Outer(S, ((k_in, v), (b, Z)), log_w) if step.journal else Final(S_end)
         return self.o_proj(y.to(x.dtype) * g, step.route), {"S": pending, "shift": window}
 
     def _heads(self, rows: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The CPU: C++ kernels for the ops whose torch reference is many small steps.
 
-Besides the op's arguments a kernel takes `instructions`, the copy to run ("baseline", "avx2", "avx512"): the widest that
-the CPU runs, unless a test asks for another.
+Besides the op's arguments a kernel takes `instructions`, the copy to run ("baseline", "avx2", "avx512"): the widest
+that the CPU runs, unless a test asks for another.
 """
 
 from __future__ import annotations

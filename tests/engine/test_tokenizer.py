@@ -36,7 +36,7 @@ def test_the_class_has_the_shape_of_the_protocol() -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=40)
 @given(text=TYPED)
 def test_typed_text_never_yields_a_control_token_and_loses_nothing(name: str, text: str) -> None:
     ours = OURS[name]
@@ -49,7 +49,7 @@ def test_typed_text_never_yields_a_control_token_and_loses_nothing(name: str, te
 
 
 @pytest.mark.parametrize("name", EVERY)
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(text=TYPED)
 def test_ids_and_text_equal_the_librarys(name: str, text: str) -> None:
     ours, library = OURS[name], LIBRARY[name]
@@ -60,7 +60,7 @@ def test_ids_and_text_equal_the_librarys(name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(ids=st.lists(st.integers(0, 258), max_size=12))
 def test_token_bytes_joined_are_the_text(name: str, ids: list[int]) -> None:
     ours = OURS[name]

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from fluvial.models.conv import short_conv
 from fluvial.models.gated_delta import gated_delta
+from fluvial.models.journal import Outer
 from fluvial.models.mamba2 import ssd
 from fluvial.models.rwkv7 import rwkv7
 from torch import Tensor
@@ -86,3 +87,19 @@ def test_short_conv(T: int):
     for t in range(T):
         expected = bias + sum(taps[:, j] * rows[:, t + j] for j in range(4))
         torch.testing.assert_close(y[:, t], expected)
+
+
+def test_long_strong_decays_keep_their_small_differences_in_fp32():
+    """Sums of log decays reach thousands; differences of neighbours must not lose their digits."""
+    T = 256
+    q, k, v = rand(B, T, H, K, seed=1), F.normalize(rand(B, T, H, K, seed=2), dim=-1), rand(B, T, H, V, seed=3)
+    g = -rand(B, T, H, seed=4).abs() * 40 * (rand(B, T, H, seed=8) > 0.5) - 1e-3
+    beta, S0 = rand(B, T, H, seed=5).sigmoid(), rand(B, H, K, V, seed=6)
+    exact = gated_delta(q, k, v, g, beta, S0)
+    for a, b in zip(exact, gated_delta(*(t.float() for t in (q, k, v, g, beta, S0))), strict=True):
+        assert (a - b).abs().max() <= 2e-6 * a.abs().max()
+    delta = exact[1]
+    for n in (200, 255):
+        want = Outer(S0, ((k, delta),), g[..., None]).commit((n, n))
+        got = Outer(S0.float(), ((k.float(), delta.float()),), g[..., None].float()).commit((n, n))
+        assert (want - got).abs().max() <= 2e-6 * want.abs().max()

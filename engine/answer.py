@@ -1,0 +1,73 @@
+"""`Answer`: the generation loop. Logits, sampler, token, text; one token at a time, so that it can be cancelled anywhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from fluvial.engine.events import Done, Token, Usage
+from fluvial.engine.sampling import Sampler
+from fluvial.engine.snapshot import Snapshot
+from fluvial.engine.text_stream import TextStream
+
+
+class Answer:
+    """One answer to the prompt that `prompt` stands behind.
+
+    While and after `tokens` runs: `text` given out, `said` token ids in memory, `feed` after them. Both always agree: where
+    a stop string or a cancel cuts the text, memory goes back to exactly the text that was given out.
+    """
+
+    def __init__(self, prompt: Snapshot, sampler: Sampler, stream: TextStream) -> None:
+        self.prompt, self.sampler, self._stream = prompt, sampler, stream
+        if sampler.params.seed is None and prompt.sampler is not None:
+            sampler.load_state(prompt.sampler)
+        self.feed, self.said, self.text, self.reason = prompt.feed, list[int](), "", "length"
+        self._written, self._seconds = 0, 0.0
+
+    def tokens(self, most: int) -> Iterator[Token]:
+        """At most `most` tokens as they come; closing the iterator cancels the answer."""
+        began, tokenizer, stream = time.perf_counter(), self.feed.model.tokenizer, self._stream
+        whole, finished = (self.feed, 0, 0), False  # where all text had been given out: feed, tokens, characters
+        try:
+            while self._written < most:
+                assert self.feed.logits is not None
+                id = self.sampler.sample(self.feed.logits, [*self.prompt.ids, *self.said])
+                if id in tokenizer.eos_ids:
+                    self.reason = "end"
+                    break
+                self._written += 1
+                piece = stream.push(tokenizer.token_bytes(id, first=self._written == 1))
+                self.text += piece
+                if stream.stopped is not None:
+                    self.reason = "stop"
+                    yield Token(piece, id)
+                    return
+                self.feed = self.feed.ids([id])
+                self.said.append(id)
+                if not stream.holding:
+                    whole = (self.feed, len(self.said), len(self.text))
+                yield Token(piece, id)
+            if tail := stream.finish():
+                self.text += tail
+                yield Token(tail, -1)
+            finished = True
+        finally:
+            if not finished:  # stopped or cancelled
+                rest = tokenizer.encode(self.text[whole[2] :], special=False, first=False)
+                self.feed, self.said = whole[0].ids(rest), [*self.said[: whole[1]], *rest]
+            self._seconds = time.perf_counter() - began
+
+    def done(self) -> Done:
+        """The closing event."""
+        usage = Usage(
+            prompt_tokens=self.prompt.new_tokens,
+            media_tokens=self.prompt.new_media_tokens,
+            completion_tokens=self._written,
+            prompt_seconds=self.prompt.new_seconds,
+            completion_seconds=self._seconds,
+            state_bytes=self.feed.state.nbytes("recurrent"),
+            tape_bytes=self.feed.state.nbytes("tape"),
+            position=self.feed.position,
+        )
+        return Done(self.text, self.reason, usage)
