@@ -1,7 +1,7 @@
 """Media files made for the tests, byte by byte where no library writes what is needed.
 
-Every picture says which one it is: frame `i` is grey of level `8 * i`, so `number(frame)` reads the index back. A picture
-of four colours says how it is turned: `corners(rgb)` is "RGBW" when upright.
+Every picture says which one it is: frame `i` is grey of level `8 * i`, so `number(frame)` reads the index back. A
+picture of four colours says how it is turned: `corners(rgb)` is "RGBW" when upright.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ def corners(rgb: np.ndarray) -> str:
 def encoded(rgb: np.ndarray | Image.Image, kind: str, **options: object) -> bytes:
     image = rgb if isinstance(rgb, Image.Image) else Image.fromarray(rgb)
     buffer = io.BytesIO()
+    if kind == "avif":
+        options = {"speed": 10, "max_threads": 1, **options}
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
