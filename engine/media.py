@@ -56,8 +56,8 @@ class Encoding:
 
     def __init__(self, model: Model, medium: Medium | list[Frame], route: Route | None = None) -> None:
         self.kind = "image" if isinstance(medium, Image) else "video"
-        self.frames, self.report, self._hash = 0, None, hashlib.sha256(self.kind.encode())
-        self.report: Report | None
+        self.frames, self._hash = 0, hashlib.sha256(self.kind.encode())
+        self.report: Report | None = None
         self._model, self._medium, self._route = model, medium, route
         if isinstance(medium, Image):  # unreadable files fail here, before anything is fed
             self._image = read_image(medium.source, max_pixels=medium.max_pixels)

@@ -77,11 +77,11 @@ class Decoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """What the decoder computes in."""
-        return self.norm.gain.dtype
+        return next(self.norm.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
-        return self.norm.gain.device
+        return next(self.norm.parameters()).device
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids int64 [B, T] -> x [B, T, D]."""
@@ -96,6 +96,7 @@ class Decoder(nn.Module):
         """The empty state of `batch` rows."""
         leaves: dict[str, Leaf] = {}
         for i, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
             for name, leaf in block.mixer.init_state(batch, self.dtype, self.device).items():
                 leaves[f"{i}.{name}"] = leaf
         return State(leaves, (0,) * batch, self._fingerprint)

@@ -52,7 +52,30 @@ _HOME = {
     "fluvial.engine.session": ("Session", "Snapshot"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-__all__ = ["__version__", *sorted(_MODULE_OF)]  # noqa: PLE0604
+__all__ = [
+    "Done",
+    "Engine",
+    "Event",
+    "FluvialError",
+    "Frame",
+    "Image",
+    "IntegrityError",
+    "MediaError",
+    "Model",
+    "ModelNotFoundError",
+    "OutOfMemoryError",
+    "PushResult",
+    "Session",
+    "Snapshot",
+    "Token",
+    "UnsupportedError",
+    "Usage",
+    "UsageError",
+    "Video",
+    "__version__",
+    "load",
+    "load_model",
+]
 
 
 def __getattr__(name: str) -> Any:

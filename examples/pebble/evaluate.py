@@ -2,22 +2,29 @@
 
     python -m examples.pebble.evaluate models/pebble/delta --pictures 400 --json out.json
 
+The published weights are evaluated as they load, in fp32.
+
 Training draws from seeds [n, 2, step]; evaluation from [seed, 3, ...], which training never sees.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 
 from examples.pebble.batches import Row, collate, row
 from examples.pebble.model import Pebble
 from examples.pebble.tokens import END
 from examples.pebble.world import IMAGE_TASKS, VIDEO_TASKS, Sample, image_sample, text_sample, video_sample
+from fluvial.engine.model import load_model
 
 LONGEST = 96  # answer tokens
 
@@ -40,17 +47,28 @@ def samples(seed: int, pictures: int, texts: Iterable[tuple[str, int]]) -> dict[
     return cases
 
 
+TEXTS = (("recall", 400), ("passkey", 1500), ("copy", 100))  # (task, characters); 1.5 characters make a token
+
+
 @torch.no_grad()
-def accuracy(model: Pebble, tokenizer: Tokenizer, seed: int, pictures: int = 100) -> dict[str, float]:
+def accuracy(
+    model: Pebble,
+    tokenizer: Tokenizer,
+    seed: int,
+    pictures: int = 100,
+    texts: Iterable[tuple[str, int]] = TEXTS,
+    progress: Callable[[str, float], None] = lambda task, share: None,
+) -> dict[str, float]:
     """Share of answers that are exactly right, by task."""
-    texts = (("recall", 400), ("passkey", 1500), ("copy", 100))
     result = {}
     for task, group in samples(seed, pictures, texts).items():
         right = 0
-        for start in range(0, len(group), 20):
-            part = group[start : start + 20]
+        together = 4 if "@" in task and int(task.partition("@")[2]) > 5000 else 20
+        for start in range(0, len(group), together):
+            part = group[start : start + together]
             right += sum(a == s.qa[0].answer for a, s in zip(answers(model, tokenizer, part), part, strict=True))
         result[task] = round(right / len(group), 4)
+        progress(task, result[task])
     return result
 
 
@@ -60,7 +78,7 @@ def answers(model: Pebble, tokenizer: Tokenizer, group: list[Sample]) -> list[st
     prompts = [Row(r.ids[: r.answer.index(True)], [], r.pictures, r.merges) for r in rows]
     lengths = [len(p.ids) for p in prompts]
     batch = collate([Row(p.ids, [False] * len(p.ids), p.pictures, p.merges) for p in prompts])
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=model.training):
         hidden, state = model.decoder(model.embed(batch), lengths=lengths)
         at = torch.tensor(lengths) - 1
         token = model.decoder.logits(hidden[torch.arange(len(rows)), at]).argmax(-1)
@@ -75,3 +93,36 @@ def answers(model: Pebble, tokenizer: Tokenizer, group: list[Sample]) -> list[st
     for column in torch.stack(written, 1).tolist():
         texts.append(tokenizer.decode(column[: column.index(END)] if END in column else column))
     return texts
+
+
+def published(folder: Path) -> tuple[Pebble, Tokenizer]:
+    """A published variant as it loads for everyone, with its tokenizer."""
+    loaded = load_model(folder)
+    model = object.__new__(Pebble)
+    nn.Module.__init__(model)
+    model.decoder, model.vision = loaded.decoder, loaded.tower
+    return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--pictures", type=int, default=400, help="samples per image and video task; texts a quarter")
+    parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    texts = (("recall", 400), ("copy", 100), *(("passkey", int(1.5 * 1024 * k)) for k in (0.25, 1, 4, 16)))
+    model, tokenizer = published(args.folder)
+
+    def show(task: str, share: float) -> None:
+        print(f"{task:20s} {share:.3f}", flush=True)
+
+    result = accuracy(model, tokenizer, args.seed, args.pictures, texts, show)
+    if args.json:
+        about = {"folder": str(args.folder), "seed": args.seed, "pictures": args.pictures, "accuracy": result}
+        args.json.write_text(json.dumps(about, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """A training checkpoint as a published folder: config, bf16 weights, tokenizer, template, processor, model card.
 
-    python -m examples.pebble.export runs/delta --variant delta --to models/pebble/delta
+python -m examples.pebble.export runs/delta --variant delta --to models/pebble/delta
 """
 
 from __future__ import annotations

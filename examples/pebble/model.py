@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,7 +27,7 @@ class Pebble(nn.Module):
             (batch.videos, 1, batch.video_rows),
         ):
             if pictures is not None:
-                tokens = self.vision(pixels(pictures), merges)
+                tokens = self.vision(pixels(pictures).to(torch.bfloat16 if self.training else x.dtype), merges)
                 out = out.masked_scatter((slot & rows[:, None])[..., None], tokens.to(out.dtype))
         return out
 
@@ -40,5 +41,5 @@ class Pebble(nn.Module):
 
 
 def pixels(pictures: Tensor) -> Tensor:
-    """uint8 [P, 2, H, W, 3] -> bf16 [P, 2, 3, H, W] in -1..1."""
-    return pictures.movedim(-1, 2).bfloat16() / 127.5 - 1
+    """uint8 [P, 2, H, W, 3] -> fp32 [P, 2, 3, H, W] in -1..1."""
+    return pictures.movedim(-1, 2).float() / 127.5 - 1

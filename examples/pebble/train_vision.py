@@ -59,7 +59,7 @@ def main() -> None:
         optimizers.schedule(progress, step)
         pictures, *labels = batch(rng, args.batch, min(1.0, 0.2 + progress * 2))
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = tower(pixels(pictures))
+            hidden = tower(pixels(pictures).bfloat16())
             losses = []
             for head, label, weight in zip(heads, labels, (1.0, 1.0, 0.5), strict=True):
                 logits = head(hidden).float()

@@ -30,7 +30,7 @@ def answer(session: Session, question: str = "What is there?", **options) -> Don
 
 
 def cold(session: Session, media: list[torch.Tensor], answers: list[list[int]]) -> Feed:
-    """One feed of the whole conversation from nothing: the template's parts, the media, the tokens that were answered."""
+    """One feed of the whole conversation from nothing: the template's parts, the media, the answered tokens."""
     model, parts, said, steps = session.model, list(session._now.fed), iter(answers), iter(media)
     feed, at = Feed.start(model), 0
     while at < len(parts):

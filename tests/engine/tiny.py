@@ -1,4 +1,4 @@
-"""A tiny random checkpoint of each pebble variant, saved as published: for tests that must not depend on trained words."""
+"""A random checkpoint of each pebble variant, saved as published: for tests that must not depend on trained words."""
 
 from __future__ import annotations
 
