@@ -1,10 +1,16 @@
-"""Reading published weights: safetensors files by tensor name, one tensor in memory at a time."""
+"""Reading published weights: a file's tensors by name, one in memory at a time, each to its place in a module.
+
+A family's `Plan` says where a tensor on disk goes: to one parameter of ours, to several (a fused matrix is split), or
+nowhere (`[]`: known and not needed). `None` means another module's tensor, or an unknown one.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,27 +18,54 @@ from torch import Tensor, nn
 
 from fluvial.adapters.errors import IntegrityError, ModelNotFoundError
 
-Rename = Callable[[str], "str | None"]  # name on disk -> name in the module; None: not this module's
+WIDE = ("A_log", "dt_bias", "D")  # decay gates stay in fp32 whatever a model computes in: half precision breaks them
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True)
+class Piece:
+    """`take(tensor)` is the parameter `name`; several pieces may share one tensor."""
+
+    name: str
+    take: Callable[[Tensor], Tensor] = _whole
+
+
+Plan = Callable[[str], "Sequence[Piece] | None"]
+
+
+class Source(Protocol):
+    """Anything that yields named tensors: `Weights`, or another file format's reader."""
+
+    folder: Path
+
+    def names(self) -> list[str]: ...
+    def tensors(self) -> Iterator[tuple[str, Tensor]]: ...
 
 
 class Weights:
-    """The tensors of a folder: `model.safetensors`, or the shards that `model.safetensors.index.json` lists."""
+    """The tensors of a folder: `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
+
+    Raises `ModelNotFoundError` for a missing file, `IntegrityError` for a damaged one.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         index = folder / "model.safetensors.index.json"
+        shards = ["model.safetensors"]
         if index.is_file():
             try:
                 shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError) as error:
-                raise IntegrityError(f"{index} is damaged.", str(error), "Download the model again.") from error
-        else:
-            shards = ["model.safetensors"]
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                raise IntegrityError(f"{index} is damaged.", repr(error), "Download the model again.") from error
         self._file_of: dict[str, Path] = {}
         for shard in shards:
+            if Path(shard).name != shard:  # an index is data: it must not lead out of the folder
+                raise IntegrityError(f"{index} names a file outside its folder: {shard!r:.80}.")
             path = folder / shard
-            # an index is data: it must not lead out of the folder
-            if not path.is_file() or (path.resolve().parent != folder.resolve() and not path.is_symlink()):
+            if not path.is_file():
                 raise ModelNotFoundError(f"{folder} has no {shard}.", hint="Download the model again.")
             with _opened(path) as file:
                 self._file_of |= {name: path for name in file.keys()}  # noqa: SIM118
@@ -48,42 +81,43 @@ class Weights:
                     yield name, file.get_tensor(name)
 
 
-def fill(modules: dict[str, tuple[nn.Module, Rename]], weights: Weights) -> None:
-    """Copies every tensor to the module whose `Rename` claims it.
+def fill(modules: dict[str, tuple[nn.Module, Plan]], source: Source, dtype: torch.dtype) -> None:
+    """Gives every parameter of modules on the meta device its values, in `dtype`, while the file is read.
 
-    Raises `IntegrityError` naming the tensor for one that is missing, extra or of the wrong shape; the check runs
-    before anything is copied for names, and per tensor for shapes.
+    Above the model's own bytes, one tensor at a time is in memory. Raises `IntegrityError` naming the tensor for one
+    that is missing, unknown or of the wrong shape; names are checked before anything is read.
     """
-    targets = {
-        key: dict(module.named_parameters()) | dict(module.named_buffers()) for key, (module, _) in modules.items()
-    }
-    plan: dict[str, Tensor] = {}
-    claimed: set[tuple[str, str]] = set()
-    extra = []
-    for name in weights.names():
-        found = [(key, new) for key, (_, rename) in modules.items() if (new := rename(name)) is not None]
-        if len(found) != 1 or found[0][1] not in targets[found[0][0]]:
-            extra.append(name)
-            continue
-        claimed.add(found[0])
-        plan[name] = targets[found[0][0]][found[0][1]]
-    missing = [f"{key}.{name}" for key, names in targets.items() for name in names if (key, name) not in claimed]
-    for problem, names in (("lacks", missing), ("has unknown", extra)):
+    wanted = {key: dict(module.named_parameters()) for key, (module, _) in modules.items()}
+    plan: dict[str, list[tuple[str, Piece]]] = {}
+    unknown = []
+    for name in source.names():
+        found = [(key, pieces) for key, (_, rule) in modules.items() if (pieces := rule(name)) is not None]
+        plan[name] = [(key, piece) for key, pieces in found for piece in pieces]
+        if not found or any(piece.name not in wanted[key] for key, piece in plan[name]):
+            unknown.append(name)
+    given = {(key, piece.name) for places in plan.values() for key, piece in places}
+    missing = [f"{key}.{name}" for key, names in wanted.items() for name in names if (key, name) not in given]
+    for problem, names in (("has unknown", unknown), ("lacks", missing)):
         if names:
+            shown = ", ".join(sorted(names)[:5]) + (" ..." if len(names) > 5 else "")
             raise IntegrityError(
-                f"The checkpoint in {weights.folder} {problem} tensors: {', '.join(sorted(names)[:5])}"
-                f"{' ...' if len(names) > 5 else ''} ({len(names)}).",
+                f"The checkpoint in {source.folder} {problem} tensors: {shown} ({len(names)}).",
                 hint="Does config.json belong to these weights?",
             )
-    with torch.no_grad():
-        for name, tensor in weights.tensors():
-            target = plan[name]
-            if tensor.shape != target.shape:
+    for name, tensor in source.tensors():
+        for key, piece in plan[name]:
+            values, target = piece.take(tensor), wanted[key][piece.name]
+            if values.shape != target.shape:
                 raise IntegrityError(
-                    f"{name} has shape {list(tensor.shape)}, the config asks for {list(target.shape)}.",
+                    f"{name} gives {piece.name} the shape {list(values.shape)}.",
+                    f"The config asks for {list(target.shape)}.",
                     hint="Does config.json belong to these weights?",
                 )
-            target.copy_(tensor)
+            owner, _, leaf = piece.name.rpartition(".")
+            kept = torch.float32 if leaf in WIDE and dtype != torch.float64 else dtype
+            # a copy, also where the dtype is right: the file's mapping must not stay open
+            copied = torch.empty_like(values, dtype=kept, memory_format=torch.contiguous_format).copy_(values)
+            setattr(modules[key][0].get_submodule(owner), leaf, nn.Parameter(copied, requires_grad=False))
 
 
 def _opened(path: Path) -> safe_open:

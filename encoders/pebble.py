@@ -24,6 +24,7 @@ from fluvial.adapters.errors import UsageError
 from fluvial.adapters.linear import Linear
 from fluvial.adapters.lora import Route
 from fluvial.adapters.norm import LayerNorm
+from fluvial.adapters.weights import Piece
 from fluvial.encoders.blocks import Conv3x3, VisionBlock
 from fluvial.encoders.frame import Frame
 
@@ -126,6 +127,11 @@ def from_config(config: dict[str, Any]) -> PebbleVision:
     vision = dict(config["vision_config"])
     vision["channels"] = tuple(vision["channels"])
     return PebbleVision(PebbleVisionConfig(d_model=config["text_config"]["hidden_size"], **vision))
+
+
+def plan(name: str) -> list[Piece] | None:
+    """Where a tensor on disk goes."""
+    return [Piece(name.removeprefix("vision."))] if name.startswith("vision.") else None
 
 
 def grid_for(height: int, width: int, tokens: int, multiple: int = 1) -> tuple[int, int]:

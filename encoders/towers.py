@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from fluvial.adapters.lora import Route
+from fluvial.adapters.weights import Plan
 from fluvial.encoders.frame import Frame
 
 
@@ -27,15 +28,10 @@ class Encoder(Protocol):
         ...
 
 
-def build(config: dict[str, Any]) -> nn.Module | None:
-    """The tower that a config.json describes, with fresh weights; None for a text-only model."""
+def build(config: dict[str, Any]) -> tuple[nn.Module, Plan] | None:
+    """The tower that a config.json describes, without weights, and where its tensors go; None for a text-only model."""
     name = f"fluvial.encoders.{config['model_type']}"
     if "vision_config" not in config or importlib.util.find_spec(name) is None:
         return None
-    module: nn.Module = importlib.import_module(name).from_config(config)
-    return module
-
-
-def rename(name: str) -> str | None:
-    """Name on disk -> name in the tower."""
-    return name.removeprefix("vision.") if name.startswith("vision.") else None
+    family: Any = importlib.import_module(name)
+    return family.from_config(config), family.plan

@@ -1,4 +1,4 @@
-"""`Answer`: the generation loop. Logits, sampler, token, text; one token at a time, so that it can be cancelled anywhere."""
+"""`Answer`: the generation loop, one token at a time, so that it can be cancelled anywhere."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fluvial.engine.text_stream import TextStream
 class Answer:
     """One answer to the prompt that `prompt` stands behind.
 
-    While and after `tokens` runs: `text` given out, `said` token ids in memory, `feed` after them. Both always agree: where
-    a stop string or a cancel cuts the text, memory goes back to exactly the text that was given out.
+    While and after `tokens` runs: `text` given out, `said` token ids in memory, `feed` after them. Both always
+    agree: where a stop string or a cancel cuts the text, memory goes back to exactly the text that was given out.
     """
 
     def __init__(self, prompt: Snapshot, sampler: Sampler, stream: TextStream) -> None:

@@ -147,18 +147,19 @@ def load_model(name: str | Path = "pebble", *, dtype: str | torch.dtype | None =
         ) from error
     family = checkpoints.family(model_type)
     try:
-        decoder, tower = Decoder(family.decoder_config(config)), towers.build(config)
+        with torch.device("meta"):  # shapes only: every value comes from the file
+            decoder, vision = Decoder(family.decoder_config(config)), towers.build(config)
+        modules: dict[str, Any] = {"decoder": (decoder, family.plan(config))}
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(
             f"{folder / 'config.json'} does not describe a {model_type} model.", repr(error)
         ) from error
-    modules: dict[str, Any] = {"decoder": (decoder, family.rename)}
-    if tower is not None:
-        modules["vision"] = (tower, towers.rename)
-    fill(modules, Weights(folder))
-    wanted = _dtype(dtype)
+    if vision is not None:
+        modules["vision"] = vision
+    fill(modules, Weights(folder), _dtype(dtype))
+    tower = None if vision is None else vision[0]
     for module, _ in modules.values():
-        module.to(wanted).requires_grad_(False).eval()
+        module.eval()
     decoder.fingerprint()
     tokenizer = Tokenizer.load(folder)
     has_template = (folder / "chat_template.jinja").is_file() or (folder / "tokenizer_config.json").is_file()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fluvial.engine.engine import Engine, load
     from fluvial.engine.events import Done, Event, PushResult, Token, Usage
     from fluvial.engine.media import Image, Video
-    from fluvial.engine.model import Model, load_model
+    from fluvial.engine.model import Model, bundled, load_model
     from fluvial.engine.session import Session, Snapshot
 
 __version__ = "0.1.0"
@@ -48,7 +48,7 @@ _HOME = {
     "fluvial.engine.engine": ("Engine", "load"),
     "fluvial.engine.events": ("Done", "Event", "PushResult", "Token", "Usage"),
     "fluvial.engine.media": ("Image", "Video"),
-    "fluvial.engine.model": ("Model", "load_model"),
+    "fluvial.engine.model": ("Model", "bundled", "load_model"),
     "fluvial.engine.session": ("Session", "Snapshot"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -73,6 +73,7 @@ __all__ = [
     "UsageError",
     "Video",
     "__version__",
+    "bundled",
     "load",
     "load_model",
 ]

@@ -91,12 +91,16 @@ def media_batch(rng: np.random.Generator, tokenizer: Tokenizer, level: float, im
     return collate(rows)
 
 
-def text_batch(rng: np.random.Generator, tokenizer: Tokenizer, level: float, tokens: int) -> Batch:
-    """Texts to remember of one length, about `tokens` in all, and a chat."""
+def text_length(rng: np.random.Generator, level: float) -> int:
+    """Tokens of the next texts, log-uniform up to 256, 1024 or 2048 as the level rises."""
     longest = 256 if level < 0.3 else 1024 if level < 0.7 else 2048
-    length = int(2 ** rng.uniform(5, np.log2(longest)))
+    return int(2 ** rng.uniform(5, np.log2(longest)))
+
+
+def text_batch(rng: np.random.Generator, tokenizer: Tokenizer, level: float, tokens: int, length: int) -> Batch:
+    """Texts to remember of about `length` tokens, about `tokens` in all, and a chat."""
     count = max(1, tokens // length)
-    rows = [row(tokenizer, text_sample(rng, _level(rng, level), int(length * 2.2))) for _ in range(count)]
+    rows = [row(tokenizer, text_sample(rng, _level(rng, level), int(length * 1.5))) for _ in range(count)]
     if length <= 256:
         rows.append(row(tokenizer, chat_sample(rng)))
     return collate(rows)

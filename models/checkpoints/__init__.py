@@ -1,4 +1,8 @@
-"""Published families: a file named after `model_type` reads its config and its tensor names. Importing one is lazy."""
+"""Published families: a file named after `model_type` reads its config and its tensor names, nothing else.
+
+`decoder_config` turns a config.json into a block list; `plan` says where each tensor on disk goes. A family's file is
+imported when a checkpoint asks for it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fluvial.adapters.errors import UnsupportedError
+from fluvial.adapters.weights import Plan
 from fluvial.models.decoder import DecoderConfig
 
 
@@ -16,7 +21,7 @@ class Family(Protocol):
     """What a family's module offers."""
 
     def decoder_config(self, config: dict[str, Any]) -> DecoderConfig: ...
-    def rename(self, name: str) -> str | None: ...
+    def plan(self, config: dict[str, Any]) -> Plan: ...
 
 
 def supported() -> list[str]:

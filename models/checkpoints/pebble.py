@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fluvial.adapters.weights import Piece, Plan
 from fluvial.models.decoder import BlockConfig, DecoderConfig
 
 
@@ -23,5 +24,5 @@ def decoder_config(config: dict[str, Any]) -> DecoderConfig:
     )
 
 
-def rename(name: str) -> str | None:
-    return name.removeprefix("model.") if name.startswith("model.") else None
+def plan(config: dict[str, Any]) -> Plan:
+    return lambda name: [Piece(name.removeprefix("model."))] if name.startswith("model.") else None

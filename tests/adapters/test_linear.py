@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
+
 from fluvial.adapters.errors import IntegrityError, UnsupportedError
 from fluvial.adapters.formats import by_name
 from fluvial.adapters.linear import Embedding, Linear
 from fluvial.adapters.lora import LoraPair
-
 from tests.models.zoo import NAMES, decoder, gap, inputs
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fluvial.adapters.errors import IntegrityError, UsageError
 from fluvial.models.mixer import kinds
 from fluvial.models.state import State
 from fluvial.models.tape import Tape
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from tests.models.zoo import BLOCKS, NAMES, RECURRENT, decoder, distance, gap, inputs, leaf_tensors, row_of
 
 EXACT, CLOSE = 1e-10, 1e-5

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from fluvial.models.conv import short_conv
 from fluvial.models.gated_delta import gated_delta
 from fluvial.models.journal import Outer
 from fluvial.models.mamba2 import ssd
 from fluvial.models.rwkv7 import rwkv7
-from torch import Tensor
 
 LENGTHS = [1, 2, 31, 32, 33, 64, 65, 130]
 B, H, K, V = 2, 3, 5, 7

@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import cache
 
 import torch
+from torch import Tensor
+
 from fluvial.models.decoder import BlockConfig, Decoder, DecoderConfig
 from fluvial.models.state import State
 from fluvial.models.tape import Tape
-from torch import Tensor
 
 D, VOCAB = 32, 50
 FF, FF2 = BlockConfig("swiglu", {"d_ff": 48}), BlockConfig("relu2", {"d_ff": 48})
