@@ -1,0 +1,43 @@
+"""The `fluvial` app: its commands and what stands before them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fluvial import __version__
+from fluvial.cli.chat import chat
+from fluvial.cli.command import command
+from fluvial.cli.doctor import doctor
+from fluvial.cli.models import ls, show
+from fluvial.cli.run import run
+
+app = typer.Typer(name="fluvial", add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+models = typer.Typer(help="The models on this machine.", no_args_is_help=True)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fluvial {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def fluvial(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Chat with images, video and very long streams, in constant memory."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+command(app, "run")(run)
+command(app, "chat")(chat)
+command(app, "doctor")(doctor)
+command(models, "ls")(ls)
+command(models, "show")(show)
+app.add_typer(models, name="models")

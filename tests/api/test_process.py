@@ -1,0 +1,99 @@
+"""The command as a process: signals, pipes, terminals, and what it imports."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "fluvial"]
+posix = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
+
+
+@pytest.mark.parametrize("words", [["--version"], ["run", "--help"], ["chat", "--help"], ["models", "--help"]])
+def test_help_does_not_import_torch(words, tmp_path):
+    code = f"import sys, fluvial.__main__ as m; sys.argv[1:] = {words}\ntry: m.main()\nfinally: print(*sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    modules = set(shown.stdout.splitlines()[-1].split())
+    assert shown.returncode == 0 and "typer" in modules
+    assert not modules & {"torch", "numpy", "cv2", "PIL", "tokenizers"}
+
+
+def test_nothing_after_fluvial_is_help():
+    shown = subprocess.run(COMMAND, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert shown.returncode == 0 and "Commands" in shown.stdout
+
+
+@posix
+def test_ctrl_c_ends_an_answer_with_130(tiny):
+    command = [*COMMAND, "run", str(tiny), "hello", "-n", "1000000"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.read(1)  # the answer has begun
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors.decode()) == (130, "Interrupted.\n")
+
+
+@posix
+def test_a_reader_that_goes_away_is_no_error(tiny):
+    command = [*COMMAND, "run", str(tiny), "-", "-n", "1000000"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdin.write(b"hello")
+        process.stdin.close()
+        assert process.stdout.read(1)
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert (process.wait(30), errors) == (141, b"")
+
+
+@posix
+def test_a_chat_in_a_terminal(tiny, media):
+    """Ctrl-C stops a video and an answer, not the chat; Ctrl-D leaves."""
+    import pty
+
+    command = [*COMMAND, "chat", str(tiny), "-n", "1000000", "-v", str(media / "clip.mp4")]
+    process_id, terminal = pty.fork()
+    if process_id == 0:
+        os.environ["TERM"] = "xterm"
+        os.execv(command[0], command)
+    screen = b""
+
+    def wait_for(text: bytes, seconds: float = 40) -> None:
+        nonlocal screen
+        end = time.monotonic() + seconds
+        while text not in screen:
+            assert select.select([terminal], [], [], max(0, end - time.monotonic()))[0], screen.decode()
+            screen += os.read(terminal, 4096)
+        screen = screen.partition(text)[2]
+
+    try:
+        wait_for(b"Loading")
+        wait_for(b"Watching clip.mp4")
+        wait_for(b"frames")
+        wait_for(b"/help lists the commands")
+        wait_for(b">>> ")
+        os.write(terminal, b"hello\n")
+        wait_for(b"hello")
+        time.sleep(1)
+        os.write(terminal, b"\x03")
+        wait_for(b"Stopped.")
+        wait_for(b">>> ")
+        time.sleep(0.5)  # until it reads: a Ctrl-C just before is seen with the next key only
+        os.write(terminal, b"half a line\x03")
+        wait_for(b"Ctrl-D or /bye leaves.")
+        os.write(terminal, b"/memory\n")
+        wait_for(b"2 steps to undo")
+        os.write(terminal, b"\x04")
+        _, status = os.waitpid(process_id, 0)
+        process_id = 0
+        assert os.waitstatus_to_exitcode(status) == 0
+    finally:
+        if process_id:
+            os.kill(process_id, signal.SIGKILL)
+            os.waitpid(process_id, 0)
+        os.close(terminal)
