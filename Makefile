@@ -1,6 +1,7 @@
 # Every target works on a fresh clone with Python >= 3.11 and pip: the first one that runs makes .venv from constraints.txt.
 #   make demo    questions about a real image and a real video
 #   make test    the laws and everything else          make lint    ruff and mypy
+#   make parity  a table of every published family against its reference implementation
 #   make bench   kernels against their references      make clean   forgets .venv and all build products
 # PYTHON=python3.12 picks the interpreter. On Linux the package index's torch brings gigabytes of CUDA libraries;
 # TORCH_INDEX=URL takes it from another index, such as PyTorch's own for CPU builds.
@@ -13,7 +14,7 @@ READY := .venv/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ROOMS := models encoders engine adapters
 
-.PHONY: demo test lint bench clean types
+.PHONY: demo test lint parity bench clean types
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -25,6 +26,9 @@ lint: $(READY) types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+parity: $(READY)
+	$(BIN)/python -m pytest tests/parity -s -q --tb=short | grep -E '^parity|passed|failed'
 
 bench: $(READY)
 	$(BIN)/python benchmarks/kernels.py

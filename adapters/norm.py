@@ -18,7 +18,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
-        return F.rms_norm(wide, wide.shape[-1:], (self.gain + self.offset).to(wide.dtype), self.eps).to(x.dtype)
+        return F.rms_norm(wide, wide.shape[-1:], self.gain.to(wide.dtype) + self.offset, self.eps).to(x.dtype)
 
 
 class LayerNorm(nn.Module):

@@ -20,6 +20,8 @@ from fluvial.adapters.errors import IntegrityError, ModelNotFoundError
 
 WIDE = ("A_log", "dt_bias", "D")  # decay gates stay in fp32 whatever a model computes in: half precision breaks them
 
+PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # others need scales to mean anything
+
 
 def _whole(tensor: Tensor) -> Tensor:
     return tensor
@@ -62,7 +64,8 @@ class Weights:
                 raise IntegrityError(f"{index} is damaged.", repr(error), "Download the model again.") from error
         self._file_of: dict[str, Path] = {}
         for shard in shards:
-            if Path(shard).name != shard:  # an index is data: it must not lead out of the folder
+            # an index is data: it must not lead out of the folder
+            if not isinstance(shard, str) or Path(shard).name != shard:
                 raise IntegrityError(f"{index} names a file outside its folder: {shard!r:.80}.")
             path = folder / shard
             if not path.is_file():
@@ -74,11 +77,11 @@ class Weights:
         return list(self._file_of)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every name with its tensor, read when it is reached."""
-        for path in dict.fromkeys(self._file_of.values()):
+        """Every name with its tensor, read when it is reached; a mapping for each: pages count until theirs ends."""
+        for name, path in self._file_of.items():
             with _opened(path) as file:
-                for name in (n for n, p in self._file_of.items() if p == path):
-                    yield name, file.get_tensor(name)
+                tensor = file.get_tensor(name)
+            yield name, tensor
 
 
 def fill(modules: dict[str, tuple[nn.Module, Plan]], source: Source, dtype: torch.dtype) -> None:
@@ -105,6 +108,8 @@ def fill(modules: dict[str, tuple[nn.Module, Plan]], source: Source, dtype: torc
                 hint="Does config.json belong to these weights?",
             )
     for name, tensor in source.tensors():
+        if plan[name] and tensor.dtype not in PLAIN:
+            raise IntegrityError(f"{name} is stored as {tensor.dtype}.", hint="Use the unquantized checkpoint.")
         for key, piece in plan[name]:
             values, target = piece.take(tensor), wanted[key][piece.name]
             if values.shape != target.shape:

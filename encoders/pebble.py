@@ -27,6 +27,7 @@ from fluvial.adapters.norm import LayerNorm
 from fluvial.adapters.weights import Piece
 from fluvial.encoders.blocks import Conv3x3, VisionBlock
 from fluvial.encoders.frame import Frame
+from fluvial.encoders.layout import Layout
 
 CELL = 16  # pixels per grid cell
 
@@ -90,7 +91,9 @@ class PebbleVision(nn.Module):
         return x + _grid_code(self.rows, self.columns, *x.shape[1:3]).to(x.dtype)
 
     @torch.no_grad()
-    def encode(self, frames: Sequence[Frame], route: Route | None = None, *, video: bool) -> Tensor:
+    def encode(
+        self, frames: Sequence[Frame], route: Route | None = None, *, video: bool, total: int | None = None
+    ) -> Tensor:
         """Frames of one size -> [len(frames) or pairs, tokens, M]; an image each, or consecutive pairs of a video.
 
         The last frame of an odd video is repeated. Raises `UsageError` for no frames.
@@ -107,6 +110,10 @@ class PebbleVision(nn.Module):
         else:
             pairs = pixels[:, None].expand(-1, 2, -1, -1, -1)
         return self(pairs.to(self.norm.gain.dtype), merges, route)
+
+    def layout(self, frames: Sequence[Frame], *, video: bool, total: int | None = None) -> list[Layout]:
+        """Tokens in a row, as text."""
+        return [Layout()] * (math.ceil(len(frames) / 2) if video else len(frames))
 
     def tokens(self, video: bool) -> int:
         """Tokens of an image or of one pair of frames, at most."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fluvial.adapters.lora import Route
 from fluvial.adapters.weights import Plan
 from fluvial.encoders.frame import Frame
+from fluvial.encoders.layout import Layout
 
 
 class Encoder(Protocol):
@@ -19,8 +20,15 @@ class Encoder(Protocol):
 
     frames_per_step: int
 
-    def encode(self, frames: Sequence[Frame], route: Route | None = None, *, video: bool) -> Tensor:
-        """Frames -> embeddings [images, or video steps; tokens; d_model]."""
+    def encode(
+        self, frames: Sequence[Frame], route: Route | None = None, *, video: bool, total: int | None = None
+    ) -> Tensor:
+        """Frames -> embeddings [images, or video steps; tokens; d_model]. `total`: about how many frames the whole
+        video will have, the same for each part of it; some towers look at long videos in fewer pixels."""
+        ...
+
+    def layout(self, frames: Sequence[Frame], *, video: bool, total: int | None = None) -> list[Layout]:
+        """How each step of `encode` enters the token stream."""
         ...
 
     def tokens(self, video: bool) -> int:
@@ -28,10 +36,11 @@ class Encoder(Protocol):
         ...
 
 
-def build(config: dict[str, Any]) -> tuple[nn.Module, Plan] | None:
-    """The tower that a config.json describes, without weights, and where its tensors go; None for a text-only model."""
+def build(config: dict[str, Any], processor: dict[str, Any] | None = None) -> tuple[nn.Module, Plan] | None:
+    """The tower that a config.json describes, without weights, and where its tensors go; None for a text-only model.
+    `processor`: what its processor_config.json says."""
     name = f"fluvial.encoders.{config['model_type']}"
     if "vision_config" not in config or importlib.util.find_spec(name) is None:
         return None
     family: Any = importlib.import_module(name)
-    return family.from_config(config), family.plan
+    return family.from_config({**config, "processor": processor}), family.plan

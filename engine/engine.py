@@ -30,6 +30,7 @@ class Engine:
         return self.model.explain()
 
 
-def load(name: str | Path = "pebble", *, dtype: str | torch.dtype | None = None) -> Engine:
-    """An engine on a bundled model ("pebble") or a checkpoint folder. Errors: as `load_model`."""
-    return Engine(load_model(name, dtype=dtype))
+def load(name: str | Path = "pebble", *, dtype: str | torch.dtype | None = None, offline: bool = False) -> Engine:
+    """An engine on a bundled model ("pebble"), a checkpoint folder or a hub name. Arguments and errors: as
+    `load_model`."""
+    return Engine(load_model(name, dtype=dtype, offline=offline))

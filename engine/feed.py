@@ -6,13 +6,14 @@ A feed is a value: `fork` is cheap, and nothing that one fork does is seen by an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fluvial.adapters.lora import Route
+from fluvial.encoders.layout import Layout
 from fluvial.engine.model import Model
 from fluvial.models.state import State
 
@@ -44,11 +45,21 @@ class Feed:
         table = torch.tensor([ids], device=self.model.decoder.device)
         return self.embeddings(self.model.decoder.embed(table)[0])
 
+    def step(self, x: Tensor, layout: Layout) -> Feed:
+        """After one step of a medium: its embeddings x [T, D] and the words around them."""
+        encode = self.model.tokenizer.encode
+        before, after = (encode("".join(texts), special=True, first=False) for texts in (layout.before, layout.after))
+        return self.ids(before).embeddings(x, layout.positions).ids(after)
+
     @torch.no_grad()
-    def embeddings(self, x: Tensor) -> Feed:
-        """After more embeddings x [T, D]."""
+    def embeddings(self, x: Tensor, positions: Tensor | None = None) -> Feed:
+        """After more embeddings x [T, D]; rotary `positions` [3, T] count from the next token's."""
         decoder, state = self.model.decoder, self.state
-        for chunk in x.to(decoder.dtype)[None].split(CHUNK, 1):
-            hidden, state = decoder(chunk, state, route=self.route)
+        chunks = x.to(decoder.dtype)[None].split(CHUNK, 1)
+        places: Sequence[Tensor | None] = [None] * len(chunks)
+        if positions is not None:
+            places = (positions[:, None].to(decoder.device) + state.rotary[0]).split(CHUNK, 2)
+        for chunk, place in zip(chunks, places, strict=True):
+            hidden, state = decoder(chunk, state, positions=place, route=self.route)
         logits = decoder.logits(hidden[0, -1], self.route).float()
         return replace(self, state=state, logits=logits)

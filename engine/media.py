@@ -6,6 +6,7 @@ Frames stream: a video is decoded, sampled and encoded a few steps at a time, an
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +19,7 @@ from fluvial.adapters.errors import UsageError
 from fluvial.adapters.lora import Route
 from fluvial.encoders.frame import MAX_PIXELS, Frame
 from fluvial.encoders.image import read_image
+from fluvial.encoders.layout import Layout
 from fluvial.encoders.report import Report
 from fluvial.encoders.video import open_video, sample
 from fluvial.engine.model import Model
@@ -68,8 +70,8 @@ class Encoding:
     def digest(self) -> str:
         return self._hash.hexdigest()
 
-    def steps(self) -> Iterator[Tensor]:
-        """Embeddings [tokens, D], one per image or video step, in order."""
+    def steps(self) -> Iterator[tuple[Tensor, Layout]]:
+        """Embeddings [tokens, D] and how they enter the stream, one pair per image or video step, in order."""
         if isinstance(self._medium, Image):
             yield from self._encoded([self._image])
         elif isinstance(self._medium, Video):
@@ -84,17 +86,30 @@ class Encoding:
         fps = None if video.frames else video.fps or self._model.processor.fps
         return sample(self._reader, fps=fps, count=video.frames, max_frames=video.max_frames)
 
-    def _batches(self, frames: Iterable[Frame]) -> Iterator[Tensor]:
+    def _batches(self, frames: Iterable[Frame]) -> Iterator[tuple[Tensor, Layout]]:
         stream, per_step = iter(frames), self._model.tower.frames_per_step if self._model.tower else 1
         while batch := list(islice(stream, STEPS_AT_ONCE * per_step)):
             yield from self._encoded(batch)
 
-    def _encoded(self, frames: list[Frame]) -> Iterator[Tensor]:
+    def _encoded(self, frames: list[Frame]) -> Iterator[tuple[Tensor, Layout]]:
         for frame in frames:
             self._hash.update(repr((frame.rgb.shape, round(frame.t, 6))).encode())
             self._hash.update(frame.rgb.tobytes())
         self.frames += len(frames)
-        yield from self._model.encode(frames, video=self.kind == "video", route=self._route)
+        video, total = self.kind == "video", self._total
+        steps = self._model.encode(frames, video=video, route=self._route, total=total)
+        yield from zip(steps, self._model.tower.layout(frames, video=video, total=total), strict=True)
+
+    @property
+    def _total(self) -> int | None:
+        """About how many frames the video will have, as far as that is known beforehand."""
+        if not isinstance(self._medium, Video):
+            return None
+        chosen, seconds = self._medium.frames, self._reader.duration
+        if chosen is None and seconds is not None:
+            chosen = math.ceil(seconds * (self._medium.fps or self._model.processor.fps))
+        most = [n for n in (chosen, self._medium.max_frames) if n is not None]
+        return max(1, min(most)) if most else None
 
 
 def medium_of(thing: object) -> Medium:

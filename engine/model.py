@@ -4,7 +4,6 @@ ids."""
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +13,21 @@ import torch
 from torch import Tensor
 
 from fluvial.adapters import chips, ops
-from fluvial.adapters.errors import IntegrityError, ModelNotFoundError, UnsupportedError, UsageError
+from fluvial.adapters.errors import IntegrityError, UnsupportedError, UsageError
 from fluvial.adapters.lora import Route
-from fluvial.adapters.weights import Weights, fill
-from fluvial.encoders import towers
 from fluvial.encoders.frame import Frame
+from fluvial.engine.generation import Generation
+from fluvial.engine.loading import fill_shapes, read_shapes
+from fluvial.engine.resolve import bundled, resolve
+from fluvial.engine.rwkv_tokenizer import WorldTokenizer
 from fluvial.engine.template import ChatTemplate
 from fluvial.engine.tokenizer import TextTokenizer, Tokenizer
-from fluvial.models import checkpoints
+from fluvial.engine.tokenizer_files import read_json
 from fluvial.models.decoder import Decoder
 from fluvial.models.state import State
 
-BUNDLED = Path(checkpoints.__file__).parents[1] / "pebble"
-DEFAULT = "delta"
+__all__ = ["Model", "Processor", "bundled", "load_model", "resolve"]
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
@@ -51,10 +52,12 @@ class Model:
         tokenizer: TextTokenizer,
         template: ChatTemplate | None,
         processor: Processor,
+        generation: Generation,
     ) -> None:
         self.name, self.folder, self.config = name, folder, config
         self.decoder, self.tower = decoder, tower
         self.tokenizer, self.template, self.processor = tokenizer, template, processor
+        self.generation = generation
         self._fingerprint = ""
 
     @torch.no_grad()
@@ -69,14 +72,16 @@ class Model:
         hidden, state = self.decoder(self.decoder.embed(ids.to(self.decoder.device)), state, route=route)
         return self.decoder.logits(hidden, route), state
 
-    def encode(self, frames: Sequence[Frame], *, video: bool, route: Route | None = None) -> Tensor:
-        """Pictures -> embeddings [images or video steps, tokens, D]; raises `UnsupportedError` for a text-only
-        model."""
+    def encode(
+        self, frames: Sequence[Frame], *, video: bool, route: Route | None = None, total: int | None = None
+    ) -> Tensor:
+        """Pictures -> embeddings [images or video steps, tokens, D]. `total`: about how many frames the whole video
+        has. Raises `UnsupportedError` for a text-only model."""
         if self.tower is None:
             raise UnsupportedError(
                 f"{self.name} reads text only.", hint="Use a model with a vision tower, like pebble."
             )
-        embeddings: Tensor = self.tower.encode(frames, route, video=video)
+        embeddings: Tensor = self.tower.encode(frames, route, video=video, total=total)
         return embeddings
 
     def fingerprint(self) -> str:
@@ -86,7 +91,8 @@ class Model:
             for name, tensor in sorted(self.tower.state_dict().items()) if self.tower is not None else ():
                 digest.update(name.encode())
                 digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-            digest.update(repr((self.processor, self.template and self.template.source)).encode())
+            seen = self.tower and self.tower.config  # how pictures are cut to size
+            digest.update(repr((self.processor, self.template and self.template.source, seen)).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
@@ -109,65 +115,47 @@ class Model:
         }
 
 
-def bundled() -> list[str]:
-    """The names of the bundled models, the default first."""
-    found = sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
-    names = [f"pebble/{variant}" for variant in found if variant != DEFAULT]
-    return ["pebble", *names] if DEFAULT in found else names
-
-
-def resolve(name: str | Path) -> Path:
-    """A folder for a path or a bundled model's name, or a `ModelNotFoundError`."""
-    text = str(name)
-    if text == "pebble":
-        return BUNDLED / DEFAULT
-    if text in bundled():
-        return BUNDLED / text.removeprefix("pebble/")
-    folder = Path(name).expanduser()
-    if (folder / "config.json").is_file():
-        return folder
-    why = f"{folder} has no config.json." if folder.is_dir() else "It is neither a folder nor a bundled model."
-    raise ModelNotFoundError(f"No model '{text}'.", why, f"Bundled: {', '.join(bundled())}.")
-
-
-def load_model(name: str | Path = "pebble", *, dtype: str | torch.dtype | None = None) -> Model:
-    """Loads a checkpoint folder or a bundled model, tensor by tensor.
+def load_model(name: str | Path = "pebble", *, dtype: str | torch.dtype | None = None, offline: bool = False) -> Model:
+    """Loads a checkpoint folder, a `.pth` file, a bundled model or a hub name (`org/name`), tensor by tensor.
 
     `dtype` ("fp32", "bf16", ...) is what it computes in, fp32 by default; recurrences always run in fp32 or
-    wider. Raises `ModelNotFoundError`, `IntegrityError` or `UnsupportedError`; nothing is half loaded.
+    wider. `offline`: a hub name comes from the hub's cache only. Raises `ModelNotFoundError`, `IntegrityError` or
+    `UnsupportedError`; nothing is half loaded.
     """
     chips.load()
-    folder = resolve(name)
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        model_type = config["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(
-            f"{folder / 'config.json'} is damaged.", repr(error), "Download the model again."
-        ) from error
-    family = checkpoints.family(model_type)
-    try:
-        with torch.device("meta"):  # shapes only: every value comes from the file
-            decoder, vision = Decoder(family.decoder_config(config)), towers.build(config)
-        modules: dict[str, Any] = {"decoder": (decoder, family.plan(config))}
-    except (KeyError, TypeError, ValueError) as error:
-        raise IntegrityError(
-            f"{folder / 'config.json'} does not describe a {model_type} model.", repr(error)
-        ) from error
-    if vision is not None:
-        modules["vision"] = vision
-    fill(modules, Weights(folder), _dtype(dtype))
-    tower = None if vision is None else vision[0]
-    for module, _ in modules.values():
-        module.eval()
-    decoder.fingerprint()
-    tokenizer = Tokenizer.load(folder)
-    has_template = (folder / "chat_template.jinja").is_file() or (folder / "tokenizer_config.json").is_file()
-    template = ChatTemplate.load(folder, tokenizer) if has_template else None
-    processor = folder / "processor_config.json"
-    options = json.loads(processor.read_text()) if processor.is_file() else {}
-    known = {key: options[key] for key in ("keep_token", "fps") if key in options}
-    return Model(str(name), folder, config, decoder, tower, tokenizer, template, Processor(**known))
+    precision = _dtype(dtype)
+    place = resolve(name, offline=offline)
+    shapes = read_shapes(place)  # all small files are read before the weights: what is wrong is known at once
+    folder = place if place.is_dir() else place.parent
+    tokenizer = _tokenizer(folder)
+    template = ChatTemplate.load(folder, tokenizer) if _has_template(folder) else None
+    processor = _processor(folder)
+    generation = Generation.load(folder, tokenizer.eos_ids)
+    parts = fill_shapes(shapes, place, precision)
+    parts.decoder.fingerprint()
+    return Model(
+        str(name), folder, parts.config, parts.decoder, parts.tower, tokenizer, template, processor, generation
+    )
+
+
+def _tokenizer(folder: Path) -> TextTokenizer:
+    if not (folder / "tokenizer.json").is_file() and WorldTokenizer.in_folder(folder):
+        return WorldTokenizer.load(folder)
+    return Tokenizer.load(folder)
+
+
+def _has_template(folder: Path) -> bool:
+    files = (folder / "chat_template.json", folder / "tokenizer_config.json")
+    return (folder / "chat_template.jinja").is_file() or any(read_json(f).get("chat_template") for f in files)
+
+
+def _processor(folder: Path) -> Processor:
+    options = read_json(folder / "preprocessor_config.json") | read_json(folder / "processor_config.json")
+    known = {key: options[key] for key in ("keep_token", "fps") if options.get(key) is not None}
+    fps, keep = known.get("fps", 2.0), known.get("keep_token", False)
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < 1000 or not isinstance(keep, bool):
+        raise IntegrityError(f"{folder}'s processor_config.json is damaged:", f"{known}.", "Download the model again.")
+    return Processor(keep, float(fps))
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:

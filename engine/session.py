@@ -115,8 +115,8 @@ class Session:
                 continue
             encoding, seen = queue.pop(0), 0
             marker = self.model.tokenizer.id(run.text) if self.model.processor.keep_token else None
-            for step in encoding.steps():
-                feed = feed.ids([] if marker is None else [marker]).embeddings(step)
+            for step, layout in encoding.steps():
+                feed = feed.ids([] if marker is None else [marker]).step(step, layout)
                 media_tokens += len(step)
                 if progress is not None and encoding.frames != seen:
                     seen = encoding.frames
@@ -146,13 +146,14 @@ class Session:
     ) -> Iterator[Event]:
         """Ends the user's turn with `question` and streams the answer: `Token`s, then one `Done`.
 
-        `sampling` takes the fields of `SamplingParams` (temperature, top_k, ..., seed). With `commit=False` the
+        `sampling` takes the fields of `SamplingParams` (temperature, top_k, ..., seed); what is not given is as the
+        checkpoint recommends (`model.generation`), greedy where it says nothing. With `commit=False` the
         answer comes from a fork: neither the question nor the answer enters this session. Closing the iterator
         cancels the answer; the session then stands after the last token that was given out.
         """
         if max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}.", "An answer has at least one token.")
-        params, stream = SamplingParams(**sampling), TextStream(stop)
+        params, stream = replace(self.model.generation.sampling, **sampling), TextStream(stop)
         session = self if commit else self.fork()
         return session._answer(question, max_tokens, params, stream)
 

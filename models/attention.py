@@ -8,7 +8,9 @@ Letters: B batch, T tokens, H query heads, G key/value heads, D head width, R ri
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +20,17 @@ from fluvial.adapters.linear import Linear
 from fluvial.adapters.norm import RMSNorm
 from fluvial.models.journal import Append, Count, Pending
 from fluvial.models.mixer import Mixer, Step, mixer
-from fluvial.models.rotary import rotary_tables, rotate
+from fluvial.models.rotary import Scaling, rotary_tables, rotate
 from fluvial.models.state import Leaf
 from fluvial.models.tape import Tape
 
 
 @mixer("attention")
 class Attention(Mixer):
-    """Causal softmax attention. `rotary` is the share of the head that rotates (0: no positions)."""
+    """Causal softmax attention. `rotary` is the share of the head that rotates (0: no positions); `sections` deal its
+    frequencies out to the axes of media positions (time, row, column); `scaling` has the fields of `Scaling`.
+    `qk_norm` is "rms" or "rms1" over each head, "whole" over all heads at once; scores are multiplied by `scale`
+    (1 / sqrt(D) where none is given)."""
 
     def __init__(
         self,
@@ -36,6 +41,8 @@ class Attention(Mixer):
         d_head: int | None = None,
         theta: float = 10000.0,
         rotary: float = 1.0,
+        sections: Sequence[int] = (),
+        scaling: Mapping[str, Any] | None = None,
         window: int = 0,
         sinks: int = 0,
         gate: bool = False,
@@ -43,6 +50,7 @@ class Attention(Mixer):
         bias: bool = False,
         out_bias: bool = False,
         norm_eps: float = 1e-6,
+        scale: float | None = None,
     ) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.d_head = heads, kv_heads or heads, d_head or d_model // heads
@@ -53,13 +61,17 @@ class Attention(Mixer):
             sinks,
             gate,
         )
+        self.sections, self.scaling = tuple(sections), Scaling(**scaling) if scaling else None
         self.q_proj = Linear(d_model, self.heads * self.d_head * (2 if gate else 1), bias)
         self.k_proj = Linear(d_model, self.kv_heads * self.d_head, bias)
         self.v_proj = Linear(d_model, self.kv_heads * self.d_head, bias)
         self.o_proj = Linear(self.heads * self.d_head, d_model, out_bias)
+        self.scale, self.whole_norm = scale, qk_norm == "whole"
         self.q_norm, self.k_norm = (
-            RMSNorm(self.d_head, norm_eps, offset=float(qk_norm == "rms1")) if qk_norm else nn.Identity()
-            for _ in range(2)
+            RMSNorm(self.d_head * (heads if self.whole_norm else 1), norm_eps, offset=float(qk_norm == "rms1"))
+            if qk_norm
+            else nn.Identity()
+            for heads in (self.heads, self.kv_heads)
         )
 
     def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Leaf]:
@@ -74,9 +86,13 @@ class Attention(Mixer):
             q, gate = q.chunk(2, -1)
         k = self.k_proj(x, step.route).unflatten(-1, (self.kv_heads, -1))
         v = self.v_proj(x, step.route).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
-        q, k = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2)
+        if self.whole_norm:
+            q, k = (norm(rows.flatten(-2)).view_as(rows) for norm, rows in ((self.q_norm, q), (self.k_norm, k)))
+        else:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
         if self.rotary:
-            cos, sin = step.memo(("rotary", self.rotary, self.theta), self._tables)
+            cos, sin = step.memo(("rotary", self.rotary, self.theta, self.sections, self.scaling), self._tables)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         pending: dict[str, Pending]
         if self.window:
@@ -92,7 +108,7 @@ class Attention(Mixer):
         return self.o_proj(o.flatten(-2), step.route), pending
 
     def _tables(self, step: Step) -> tuple[Tensor, Tensor]:
-        return rotary_tables(step.positions, self.rotary, self.theta)
+        return rotary_tables(step.rotary, self.rotary, self.theta, self.sections, self.scaling)
 
     def _attend_tape(self, q: Tensor, k: Tensor, v: Tensor, tape: Tape, step: Step) -> Tensor:
         mask, causal = None, False
@@ -105,7 +121,9 @@ class Attention(Mixer):
 
     def _softmax(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         grouped = self.heads != self.kv_heads
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=grouped
+        )
 
     def _attend_ring(
         self, q: Tensor, k: Tensor, v: Tensor, state: dict[str, Leaf], step: Step

@@ -20,7 +20,17 @@ from fluvial.adapters.errors import IntegrityError, UsageError
 from fluvial.adapters.linear import Embedding, Linear
 from fluvial.adapters.lora import Route
 from fluvial.adapters.norm import norm
-from fluvial.models import attention, feed_forward, gated_delta, mamba2, rwkv7  # noqa: F401  (they register themselves)
+from fluvial.models import (  # noqa: F401  (they register)
+    attention,
+    feed_forward,
+    gated_delta,
+    mamba,
+    mamba2,
+    parallel,
+    rwkv7,
+    scaled_swiglu,
+    short_conv,
+)
 from fluvial.models.journal import Journal, Pending
 from fluvial.models.mixer import Mixer, Step, build
 from fluvial.models.state import Leaf, State
@@ -28,15 +38,19 @@ from fluvial.models.state import Leaf, State
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """A mixer kind and its options."""
+    """A mixer kind and its options. `scale` multiplies what the block adds; `norm_after` norms that instead of what the
+    mixer reads (OLMo)."""
 
     kind: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    scale: float = 1.0
+    norm_after: bool = False
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Everything that shapes a decoder. `embed_norm` is RWKV's norm right after the embedding."""
+    """Everything that shapes a decoder. `embed_norm` is RWKV's norm right after the embedding; `embed_scale` and
+    `logit_scale` multiply embeddings of ids and logits (Granite, Falcon-H1)."""
 
     vocab: int
     d_model: int
@@ -45,19 +59,22 @@ class DecoderConfig:
     norm_eps: float = 1e-6
     tied_head: bool = True
     embed_norm: bool = False
+    embed_scale: float = 1.0
+    logit_scale: float = 1.0
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x))."""
+    """x + mixer(norm(x)), or x + norm(mixer(x))."""
 
     def __init__(self, config: DecoderConfig, block: BlockConfig) -> None:
         super().__init__()
         self.norm = norm(config.norm, config.d_model, config.norm_eps)
         self.mixer: Mixer = build(block.kind, config.d_model, **block.options)
+        self.scale, self.norm_after = block.scale, block.norm_after
 
     def forward(self, x: Tensor, state: dict[str, Leaf], step: Step) -> tuple[Tensor, dict[str, Pending]]:
-        y, pending = self.mixer(self.norm(x), state, step)
-        return x + y, pending
+        y, pending = self.mixer(x if self.norm_after else self.norm(x), state, step)
+        return torch.add(x, self.norm(y) if self.norm_after else y, alpha=self.scale), pending
 
 
 class Decoder(nn.Module):
@@ -85,12 +102,14 @@ class Decoder(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids int64 [B, T] -> x [B, T, D]."""
-        return self.embedding.lookup(ids)
+        x, scale = self.embedding.lookup(ids), self.config.embed_scale
+        return x if scale == 1 else x * scale
 
     def logits(self, hidden: Tensor, route: Route | None = None) -> Tensor:
         """hidden [..., D] -> logits [..., vocab]."""
         head = self.embedding if self.head is None else self.head
-        return head(hidden, route)
+        logits, scale = head(hidden, route), self.config.logit_scale
+        return logits if scale == 1 else logits * scale
 
     def init_state(self, batch: int = 1) -> State:
         """The empty state of `batch` rows."""
@@ -108,6 +127,7 @@ class Decoder(nn.Module):
         state: State | None = ...,
         *,
         lengths: Sequence[int] | None = ...,
+        positions: Tensor | None = ...,
         route: Route | None = ...,
         journal: Literal[False] = ...,
     ) -> tuple[Tensor, State]: ...
@@ -118,6 +138,7 @@ class Decoder(nn.Module):
         state: State | None = ...,
         *,
         lengths: Sequence[int] | None = ...,
+        positions: Tensor | None = ...,
         route: Route | None = ...,
         journal: Literal[True],
     ) -> tuple[Tensor, Journal]: ...
@@ -127,27 +148,31 @@ class Decoder(nn.Module):
         state: State | None = None,
         *,
         lengths: Sequence[int] | None = None,
+        positions: Tensor | None = None,
         route: Route | None = None,
         journal: bool = False,
     ) -> tuple[Tensor, State | Journal]:
         """x [B, T, D] -> hidden [B, T, D] (normed, ready for `logits`) and the state after it.
 
-        `lengths[b]` of the T tokens are real, the rest is padding at the end that no state ever sees. With
-        `journal` nothing is committed: `journal.commit(n)` gives the state after any prefix.
+        `lengths[b]` of the T tokens are real, the rest is padding at the end that no state ever sees. `positions`
+        int64 [B, T] or [3, B, T] (time, row, column) rotate media tokens; text goes on behind the furthest of them
+        (`state.rotary`). With `journal` nothing is committed: `journal.commit(n)` gives the state after any prefix.
         """
         batch, tokens = x.shape[:2]
         state = self._checked(state, batch, tokens)
         limit = (tokens,) * batch if lengths is None else tuple(int(n) for n in lengths)
         if len(limit) != batch or any(not 0 <= n <= tokens for n in limit):
             raise UsageError(f"lengths {limit} do not fit an input of {batch} rows with {tokens} tokens.")
+        if positions is not None and tuple(positions.shape) not in ((batch, tokens), (3, batch, tokens)):
+            raise UsageError(f"positions {list(positions.shape)} do not fit {batch} rows with {tokens} tokens.")
         ragged = None if all(n == tokens for n in limit) else limit
-        step = Step(state.position, tokens, x.device, ragged, journal, route)
+        step = Step(state.position, tokens, x.device, ragged, journal, route, state.rotary, positions)
         x = step.blank(x if self.embed_norm is None else self.embed_norm(x))
         pending: dict[str, Pending] = {}
         for i, block in enumerate(self.blocks):
             x, leaves = block(x, state.of_block(i), step)
             pending |= {f"{i}.{name}": leaf for name, leaf in leaves.items()}
-        result = Journal(state, pending, limit)
+        result = Journal(state, pending, limit, positions)
         return self.norm(x), result if journal else result.commit(limit)
 
     def _checked(self, state: State | None, batch: int, tokens: int) -> State:

@@ -80,7 +80,10 @@ class GatedDelta(Mixer):
     """Projections, short convolution, gates and output norm around `gated_delta`.
 
     `gate` "hard" clamps beta to exactly 0 or 1 at the ends, so that filler does not leak into the memory;
-    "sigmoid" is the published form. k heads are repeated to the v heads.
+    "sigmoid" is the published form. k heads are repeated to the v heads. q and k become unit vectors: x / max(|x|,
+    1e-6), or with `qk_eps` the published x / sqrt(|x|^2 + qk_eps). `beta_scale` 2 lets a memory flip its sign along k
+    (eigenvalues down to -1; Grazzi et al. 2025). With `split`, q, k and v have a projection and a convolution each
+    (OLMo-hybrid).
     """
 
     def __init__(
@@ -93,15 +96,25 @@ class GatedDelta(Mixer):
         k_heads: int | None = None,
         conv: int = 4,
         gate: str = "sigmoid",
+        qk_eps: float = 0.0,
         norm_eps: float = 1e-6,
+        beta_scale: float = 1.0,
+        split: bool = False,
     ) -> None:
         super().__init__()
-        self.heads, self.k_heads, self.d_k, self.d_v, self.gate = heads, k_heads or heads, d_k, d_v, gate
+        self.heads, self.k_heads, self.d_k, self.d_v = heads, k_heads or heads, d_k, d_v
+        self.gate, self.qk_eps, self.beta_scale, self.split = gate, qk_eps, beta_scale, split
         self.widths = (self.k_heads * d_k, self.k_heads * d_k, heads * d_v)
-        self.in_proj_qkv = Linear(d_model, sum(self.widths))
+        if split:
+            self.q_proj, self.k_proj, self.v_proj = (Linear(d_model, width) for width in self.widths)
+        else:
+            self.in_proj_qkv = Linear(d_model, sum(self.widths))
         self.in_proj_z = Linear(d_model, heads * d_v)
         self.in_proj_a, self.in_proj_b = Linear(d_model, heads), Linear(d_model, heads)
-        self.conv = ShortConv(sum(self.widths), conv)
+        if split:
+            self.q_conv, self.k_conv, self.v_conv = (ShortConv(width, conv) for width in self.widths)
+        else:
+            self.conv = ShortConv(sum(self.widths), conv)
         self.A_log, self.dt_bias = nn.Parameter(torch.empty(heads)), nn.Parameter(torch.empty(heads))
         self.norm = RMSNorm(d_v, norm_eps)
         self.out_proj = Linear(heads * d_v, d_model)
@@ -116,25 +129,51 @@ class GatedDelta(Mixer):
     def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Leaf]:
         dtype = recurrent_dtype(dtype)
         S = torch.zeros(batch, self.heads, self.d_k, self.d_v, dtype=dtype, device=device)
-        return {"S": S, "conv": self.conv.init_state(batch, dtype, device)}
+        leaves: dict[str, Leaf] = {"S": S}
+        for name in ("q_conv", "k_conv", "v_conv") if self.split else ("conv",):
+            leaves[name] = self.get_submodule(name).init_state(batch, dtype, device)  # type: ignore[operator]
+        return leaves
 
     def forward(self, x: Tensor, state: dict[str, Leaf], step: Step) -> tuple[Tensor, dict[str, Pending]]:
-        S, past = state["S"], state["conv"]
-        assert isinstance(S, Tensor) and isinstance(past, Tensor)
-        mixed, window = self.conv(self.in_proj_qkv(x, step.route), past)
-        q, k, v = F.silu(mixed).split(self.widths, -1)
+        S = state["S"]
+        assert isinstance(S, Tensor)
+        rows, windows = self._qkv(x, state, step)
         q, k, v = (
-            rows.unflatten(-1, (heads, -1)) for rows, heads in ((q, self.k_heads), (k, self.k_heads), (v, self.heads))
+            F.silu(part).unflatten(-1, (heads, -1))
+            for part, heads in zip(rows, (self.k_heads, self.k_heads, self.heads), strict=True)
         )
-        q = F.normalize(q, dim=-1, eps=1e-6) * self.d_k**-0.5
-        k = F.normalize(k, dim=-1, eps=1e-6)
+        q, k = self._unit(q) * self.d_k**-0.5, self._unit(k)
         if self.heads != self.k_heads:
             q, k = (rows.repeat_interleave(self.heads // self.k_heads, 2) for rows in (q, k))
         a, b = (proj(x, step.route).to(S.dtype) for proj in (self.in_proj_a, self.in_proj_b))
         g = step.blank(-self.A_log.to(S.dtype).exp() * F.softplus(a + self.dt_bias.to(S.dtype)))
-        beta = step.blank((1.3 * b.sigmoid() - 0.2).clamp(0, 1) if self.gate == "hard" else b.sigmoid())
+        beta = (1.3 * b.sigmoid() - 0.2).clamp(0, 1) if self.gate == "hard" else b.sigmoid()
+        beta = step.blank(beta if self.beta_scale == 1 else beta * self.beta_scale)
         o, delta, S_end = gated_delta(q, k, v, g, beta, S)
         z = self.in_proj_z(x, step.route).unflatten(-1, (self.heads, -1))
         y = self.norm(o) * F.silu(z.to(S.dtype))
         pending = Outer(S, ((k, delta),), g.unsqueeze(-1)) if step.journal else Final(S_end)
-        return self.out_proj(y.flatten(-2).to(x.dtype), step.route), {"S": pending, "conv": window}
+        return self.out_proj(y.flatten(-2).to(x.dtype), step.route), {"S": pending, **windows}
+
+    def _qkv(
+        self, x: Tensor, state: dict[str, Leaf], step: Step
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Pending]]:
+        """q, k, v [B, T, ...] after their convolutions, and the windows that follow."""
+        if self.split:
+            (q, q_end), (k, k_end), (v, v_end) = (
+                conv(proj(x, step.route), state[name])
+                for name, proj, conv in (
+                    ("q_conv", self.q_proj, self.q_conv),
+                    ("k_conv", self.k_proj, self.k_conv),
+                    ("v_conv", self.v_proj, self.v_conv),
+                )
+            )
+            return (q, k, v), {"q_conv": q_end, "k_conv": k_end, "v_conv": v_end}
+        mixed, window = self.conv(self.in_proj_qkv(x, step.route), state["conv"])
+        q, k, v = mixed.split(self.widths, -1)
+        return (q, k, v), {"conv": window}
+
+    def _unit(self, rows: Tensor) -> Tensor:
+        if not self.qk_eps:
+            return F.normalize(rows, dim=-1, eps=1e-6)
+        return rows * (rows.square().sum(-1, keepdim=True) + self.qk_eps).rsqrt()

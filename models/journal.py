@@ -114,8 +114,10 @@ class Append:
 class Journal:
     """A provisional forward over `state`; nothing has happened until `commit`."""
 
-    def __init__(self, state: State, pending: dict[str, Pending], limit: Count) -> None:
-        self._state, self._pending, self.limit = state, pending, limit
+    def __init__(
+        self, state: State, pending: dict[str, Pending], limit: Count, positions: Tensor | None = None
+    ) -> None:
+        self._state, self._pending, self.limit, self._positions = state, pending, limit, positions
 
     def commit(self, n: int | Sequence[int]) -> State:
         """The exact state after the first n tokens (of every row, or n[b] of row b); may be called for several n."""
@@ -124,9 +126,20 @@ class Journal:
             raise UsageError(f"Cannot commit {n} tokens.", f"The forward had {list(self.limit)} tokens per row.")
         leaves = {name: pending.commit(count) for name, pending in self._pending.items()}
         position = tuple(p + c for p, c in zip(self._state.position, count, strict=True))
-        return State(leaves, position, self._state.model)
+        return State(leaves, position, self._state.model, self._shift(count, position))
+
+    def _shift(self, count: Count, position: Count) -> tuple[int, ...]:
+        """Rotary positions after `count` tokens go on behind the furthest one so far on any axis."""
+        if self._positions is None:
+            return self._state.shift
+        given = self._positions if self._positions.ndim == 2 else self._positions.amax(0)  # [B, T]
+        ends = (int(row[:n].max()) + 1 if n else 0 for row, n in zip(given, count, strict=True))
+        after = (max(start, end) for start, end in zip(self._state.rotary, ends, strict=True))
+        shift = tuple(rotary - p for rotary, p in zip(after, position, strict=True))
+        return shift if any(shift) else ()
 
     @property
     def nbytes(self) -> int:
         """Bytes that the journal holds: at most one state plus O(T) rows."""
-        return sum(pending.nbytes for pending in self._pending.values())
+        positions = 0 if self._positions is None else self._positions.nbytes
+        return sum(pending.nbytes for pending in self._pending.values()) + positions

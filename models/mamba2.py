@@ -9,6 +9,8 @@ G running sum of dt A inside a chunk. Chunk form:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,7 +45,11 @@ def ssd(X: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[
 
 @mixer("mamba2")
 class Mamba2(Mixer):
-    """One input projection to gate, x, B, C and dt; short convolution; `ssd`; gated norm; output projection."""
+    """One input projection to gate, x, B, C and dt; short convolution; `ssd`; gated norm; output projection.
+
+    `norm` says where the norm stands: "after" the gate, "before" it, or "none" at all. `scales` multiply the five
+    parts of the input projection (Falcon-H1).
+    """
 
     def __init__(
         self,
@@ -56,11 +62,17 @@ class Mamba2(Mixer):
         conv: int = 4,
         conv_bias: bool = True,
         bias: bool = False,
+        out_bias: bool | None = None,
+        norm: str = "after",
         norm_groups: int = 1,
         dt_limit: tuple[float, float] = (0.0, float("inf")),
         norm_eps: float = 1e-5,
+        scales: Sequence[float] = (),
     ) -> None:
         super().__init__()
+        if norm not in ("after", "before", "none"):
+            raise ValueError(f"norm {norm!r:.40} is not after, before or none")
+        self.norm_at, self.scales = norm, tuple(scales)
         self.heads, self.d_head, self.d_state, self.groups = heads, d_head, d_state, groups
         self.d_inner, self.dt_limit, self.norm_groups = heads * d_head, dt_limit, norm_groups
         self.widths = (self.d_inner, groups * d_state, groups * d_state)
@@ -68,8 +80,8 @@ class Mamba2(Mixer):
         self.conv = ShortConv(sum(self.widths), conv, conv_bias)
         self.A_log, self.dt_bias = nn.Parameter(torch.empty(heads)), nn.Parameter(torch.empty(heads))
         self.D = nn.Parameter(torch.ones(heads))
-        self.norm = RMSNorm(self.d_inner, norm_eps)
-        self.out_proj = Linear(self.d_inner, d_model, bias)
+        self.norm = RMSNorm(self.d_inner, norm_eps) if norm != "none" else nn.Identity()
+        self.out_proj = Linear(self.d_inner, d_model, bias if out_bias is None else out_bias)
         self.reset()
 
     def reset(self) -> None:
@@ -86,7 +98,10 @@ class Mamba2(Mixer):
     def forward(self, x: Tensor, state: dict[str, Leaf], step: Step) -> tuple[Tensor, dict[str, Pending]]:
         h, past = state["h"], state["conv"]
         assert isinstance(h, Tensor) and isinstance(past, Tensor)
-        z, mixed, dt = self.in_proj(x, step.route).split([self.d_inner, sum(self.widths), self.heads], -1)
+        projected = self.in_proj(x, step.route)
+        if self.scales:
+            projected = projected * step.memo(("ssd", self.scales, self.widths, x.dtype), lambda _: self._scales(x))
+        z, mixed, dt = projected.split([self.d_inner, sum(self.widths), self.heads], -1)
         mixed, window = self.conv(mixed, past)
         u, B, C = F.silu(mixed).split(self.widths, -1)
         u = u.unflatten(-1, (self.heads, self.d_head))
@@ -97,13 +112,17 @@ class Mamba2(Mixer):
         log_decay = -self.A_log.to(h.dtype).exp() * dt
         X = u * dt[..., None]
         y, h_end = ssd(X, log_decay, B, C, h)
-        y = (y + self.D.to(h.dtype)[:, None] * u).flatten(-2) * F.silu(z.to(h.dtype))
-        y = self._norm(y)
+        y, gate = (y + self.D.to(h.dtype)[:, None] * u).flatten(-2), F.silu(z.to(h.dtype))
+        y = self._norm(y) * gate if self.norm_at == "before" else self._norm(y * gate)
         pending = Outer(h, ((X, B),), log_decay.unsqueeze(-1)) if step.journal else Final(h_end)
         return self.out_proj(y.to(x.dtype), step.route), {"h": pending, "conv": window}
 
+    def _scales(self, like: Tensor) -> Tensor:
+        parts = zip((self.d_inner, *self.widths, self.heads), self.scales, strict=True)
+        return torch.cat([like.new_full((width,), scale) for width, scale in parts])
+
     def _norm(self, y: Tensor) -> Tensor:
-        if self.norm_groups == 1:
+        if self.norm_groups == 1 or not isinstance(self.norm, RMSNorm):
             return self.norm(y)
         grouped = y.unflatten(-1, (self.norm_groups, -1))
         normed = F.rms_norm(grouped, grouped.shape[-1:], eps=self.norm.eps).flatten(-2)

@@ -27,6 +27,8 @@ class Step:
 
     position[b] tokens came before; `lengths[b]` of the T tokens are real (None: all). `shared` carries values from
     earlier to later layers (RWKV-7's v_first). With `journal`, rows are kept so that any prefix can be committed.
+    What rotates by position takes `rotary`, which media tokens set and text continues from `rotary_start`; what masks
+    takes `positions`, the plain count of tokens.
     """
 
     position: tuple[int, ...]
@@ -35,6 +37,8 @@ class Step:
     lengths: tuple[int, ...] | None = None
     journal: bool = False
     route: Route | None = None
+    rotary_start: tuple[int, ...] | None = None
+    rotary_given: Tensor | None = None
     shared: dict[str, Tensor] = field(default_factory=dict)
     _memo: dict[Hashable, Any] = field(default_factory=dict)
 
@@ -46,9 +50,19 @@ class Step:
 
     @cached_property
     def positions(self) -> Tensor:
-        """Absolute positions int64 [B, T]."""
+        """How many tokens came before each, int64 [B, T]."""
         start = torch.tensor(self.position, device=self.device)
         return start[:, None] + torch.arange(self.tokens, device=self.device)[None, :]
+
+    @cached_property
+    def rotary(self) -> Tensor:
+        """Rotary positions int64 [B, T], or [3, B, T] (time, row, column) where media are."""
+        if self.rotary_given is not None:
+            return self.rotary_given
+        if self.rotary_start is None or self.rotary_start == self.position:
+            return self.positions
+        shift = [r - p for r, p in zip(self.rotary_start, self.position, strict=True)]
+        return self.positions + torch.tensor(shift, device=self.device)[:, None]
 
     @cached_property
     def padding(self) -> Tensor | None:

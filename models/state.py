@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,19 +28,29 @@ VERSION = "1"
 
 @dataclass(frozen=True)
 class State:
-    """`leaves` by name ("3.S" is leaf S of block 3), `position[b]` tokens seen by row b, `model` a fingerprint."""
+    """`leaves` by name ("3.S" is leaf S of block 3), `position[b]` tokens seen by row b, `model` a fingerprint.
+
+    `shift[b]` is how far rotary positions run ahead of the count of tokens (negative after images, whose tokens share
+    positions); () where no row was ever given positions of its own.
+    """
 
     leaves: Mapping[str, Leaf]
     position: tuple[int, ...]
     model: str = ""
+    shift: tuple[int, ...] = ()
 
     @property
     def batch(self) -> int:
         return len(self.position)
 
+    @property
+    def rotary(self) -> tuple[int, ...]:
+        """The rotary position of each row's next token."""
+        return tuple(p + s for p, s in zip(self.position, self.shift, strict=True)) if self.shift else self.position
+
     def fork(self) -> State:
         """An independent continuation; it shares memory until either one moves on."""
-        return State(dict(self.leaves), self.position, self.model)
+        return replace(self, leaves=dict(self.leaves))
 
     def of_block(self, block: int) -> dict[str, Leaf]:
         """The leaves of one block under their short names."""
@@ -63,7 +73,7 @@ class State:
             else:
                 tensors[name] = leaf
         about = {"model": self.model, "position": json.dumps(self.position), "tapes": json.dumps(tapes)}
-        return tensors, about
+        return tensors, about | ({"shift": json.dumps(self.shift)} if self.shift else {})
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor], about: Mapping[str, str], model: str | None = None) -> State:
@@ -79,7 +89,8 @@ class State:
             k, v = tensors[f"{name}.k"], tensors[f"{name}.v"]
             del leaves[f"{name}.k"], leaves[f"{name}.v"]
             leaves[name] = Tape.of(k, v, tuple(lengths))
-        return cls(leaves, tuple(json.loads(about["position"])), about["model"])
+        shift = tuple(json.loads(about.get("shift", "[]")))
+        return cls(leaves, tuple(json.loads(about["position"])), about["model"], shift)
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file atomically: the old file or the new one is whole at any moment."""

@@ -83,8 +83,8 @@ def collate(rows: list[Row]) -> Batch:
 
 
 def media_batch(rng: np.random.Generator, tokenizer: Tokenizer, level: float, images: int, videos: int) -> Batch:
-    """Images with 6 questions and videos with 5, at difficulties up to `level`."""
-    rows = [row(tokenizer, image_sample(rng, _level(rng, level), 6)) for _ in range(images)]
+    """Images with up to 9 questions and videos with up to 3, at difficulties up to `level`."""
+    rows = [row(tokenizer, image_sample(rng, _level(rng, level), 9)) for _ in range(images)]
     for _ in range(videos):
         frames = int(rng.choice([8, 8, 8, 12] if level > 0.5 else [8]))
         rows.append(row(tokenizer, video_sample(rng, _level(rng, level), 5, frames=frames)))
@@ -92,8 +92,8 @@ def media_batch(rng: np.random.Generator, tokenizer: Tokenizer, level: float, im
 
 
 def text_length(rng: np.random.Generator, level: float) -> int:
-    """Tokens of the next texts, log-uniform up to 256, 1024 or 2048 as the level rises."""
-    longest = 256 if level < 0.3 else 1024 if level < 0.7 else 2048
+    """Tokens of the next texts: mostly short ones, which hold many more questions a token; up to 2048 at level 1."""
+    longest = 160 if rng.random() < 0.7 else 256 if level < 0.3 else 1024 if level < 0.7 else 2048
     return int(2 ** rng.uniform(5, np.log2(longest)))
 
 

@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--level", type=float, default=0.0, help="head start in the curriculum")
     parser.add_argument("--images", type=int, default=12)
     parser.add_argument("--videos", type=int, default=4)
-    parser.add_argument("--text-tokens", type=int, default=1024)
+    parser.add_argument("--text-tokens", type=int, default=1536)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,7 +1,9 @@
 """Published families: a file named after `model_type` reads its config and its tensor names, nothing else.
 
 `decoder_config` turns a config.json into a block list; `plan` says where each tensor on disk goes. A family's file is
-imported when a checkpoint asks for it.
+imported when a checkpoint asks for it. Files that start with an underscore hold what families share.
+
+Two kinds of original release say no `model_type`: `identified` and `inferred` know them by what they do say.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +29,8 @@ class Family(Protocol):
 
 def supported() -> list[str]:
     """Every `model_type` that loads."""
-    return sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    names = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return sorted(name for name in names if not name.startswith("_"))
 
 
 def family(model_type: str) -> Family:
@@ -37,3 +41,20 @@ def family(model_type: str) -> Family:
         )
     module: Any = importlib.import_module(f"{__name__}.{model_type}")
     return module
+
+
+def identified(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with its `model_type`, which the original state-spaces releases (Mamba, Mamba-2) leave out."""
+    from fluvial.models.checkpoints.mamba import is_original
+
+    if "model_type" in config or not is_original(config):
+        return config
+    layer = (config.get("ssm_cfg") or {}).get("layer", "Mamba1")
+    return {**config, "model_type": "mamba2" if layer == "Mamba2" else "mamba"}
+
+
+def inferred(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The config of weights that come without one: RWKV's official files. Errors: IntegrityError for others."""
+    from fluvial.models.checkpoints import rwkv7
+
+    return rwkv7.inferred(shapes)

@@ -15,7 +15,18 @@ from fluvial.adapters.errors import IntegrityError, UsageError
 from fluvial.models.mixer import kinds
 from fluvial.models.state import State
 from fluvial.models.tape import Tape
-from tests.models.zoo import BLOCKS, NAMES, RECURRENT, decoder, distance, gap, inputs, leaf_tensors, row_of
+from tests.models.zoo import (
+    BLOCKS,
+    NAMES,
+    RECURRENT,
+    decoder,
+    distance,
+    gap,
+    inputs,
+    leaf_tensors,
+    media_positions,
+    row_of,
+)
 
 EXACT, CLOSE = 1e-10, 1e-5
 each_model = pytest.mark.parametrize("name", NAMES)
@@ -198,6 +209,52 @@ def test_saved_states_continue_in_another_process_bit_for_bit(name, dtype, tmp_p
     assert distance(again_end, end) == 0
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=5),
+    shares=st.tuples(*[st.floats(0, 1)] * 3),
+    more=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
+def test_media_positions_split_and_commit_anywhere(sizes, shares, more, seed):
+    model, tokens = decoder("media_hybrid"), sum(sizes)
+    x, positions = inputs(3, tokens + more, seed), media_positions(3, tokens, seed)
+    whole, end = model(x[:, :tokens], positions=positions)
+    state, parts = None, []
+    for chunk, at in zip(x[:, :tokens].split(sizes, 1), positions.split(sizes, 2), strict=True):
+        part, state = model(chunk, state, positions=at)
+        parts.append(part)
+    assert gap(torch.cat(parts, 1), whole) <= EXACT
+    assert distance(state, end) <= EXACT
+    assert end.rotary == tuple(positions[:, b].max().item() + 1 for b in range(3))
+    first = sizes[0]
+    start = model(x[:, :first], positions=positions[..., :first])[1]
+    rest = tokens - first
+    n = [round(share * rest) for share in shares]
+    if rest:  # a journal of several rows, each committed to its own prefix
+        journal = model(x[:, first:tokens], start, positions=positions[..., first:], journal=True)[1]
+        start = journal.commit(n)
+    following, last = model(x[:, tokens:], start)  # text: goes on by itself
+    for b, count in enumerate(n):
+        seen = positions[:, b : b + 1, : first + count]
+        after = seen.max() + 1 + torch.arange(more).expand(3, 1, -1)
+        row = torch.cat([x[b : b + 1, : first + count], x[b : b + 1, tokens:]], 1)
+        alone, alone_end = model(row, positions=torch.cat([seen, after], 2))
+        assert gap(following[b], alone[0, first + count :]) <= EXACT
+        assert distance(row_of(last, b), alone_end) <= EXACT
+
+
+def test_a_saved_state_keeps_where_positions_go_on(tmp_path: Path):
+    model, x, positions = decoder("media_hybrid"), inputs(2, 30, 4), media_positions(2, 20, 4)
+    state = model(x[:, :20], positions=positions)[1]
+    assert state.shift and state.fork().shift == state.shift
+    state.save(tmp_path / "a.state")
+    restored = State.restore(tmp_path / "a.state")
+    assert restored.rotary == state.rotary
+    assert torch.equal(model(x[:, 20:], restored)[0], model(x[:, 20:], state)[0])
+    assert gap(model(x[:, 20:], state)[0], model(x[:, 20:], State(state.leaves, state.position, state.model))[0]) > 1e-3
+
+
 def test_a_state_is_refused_by_another_model_and_when_damaged(tmp_path: Path):
     model = decoder("gated_delta")
     model.fingerprint()
@@ -238,5 +295,9 @@ def test_bad_calls_say_what_is_wrong():
         model(inputs(1, 0, 1))
     with pytest.raises(UsageError, match="rows"):
         model(inputs(2, 3, 1), model.init_state(1))
+    with pytest.raises(UsageError, match="positions"):
+        model(inputs(2, 3, 1), positions=torch.zeros(3, 2, 4, dtype=torch.long))
+    with pytest.raises(UsageError, match="mrope"):
+        decoder("transformer")(inputs(2, 3, 1), positions=torch.zeros(3, 2, 3, dtype=torch.long))
     with pytest.raises(UsageError, match="lengths"):
         model(inputs(2, 3, 1), lengths=(4, 1))

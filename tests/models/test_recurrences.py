@@ -10,6 +10,7 @@ from torch import Tensor
 from fluvial.models.conv import short_conv
 from fluvial.models.gated_delta import gated_delta
 from fluvial.models.journal import Outer
+from fluvial.models.mamba import selective_scan
 from fluvial.models.mamba2 import ssd
 from fluvial.models.rwkv7 import rwkv7
 
@@ -36,6 +37,20 @@ def test_gated_delta(T: int):
                 torch.testing.assert_close(o[b, t, h], q[b, t, h] @ S, rtol=1e-10, atol=1e-10)
                 torch.testing.assert_close(delta[b, t, h], d, rtol=1e-10, atol=1e-10)
             torch.testing.assert_close(S_end[b, h], S, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("T", LENGTHS)
+def test_mamba(T: int):
+    x, dt, A = rand(B, T, K, seed=1), rand(B, T, K, seed=2).abs(), -rand(K, V, seed=3).exp()
+    Bs, Cs, h0 = rand(B, T, V, seed=4), rand(B, T, V, seed=5), rand(B, K, V, seed=6)
+    y, h_end = selective_scan(x, dt, A, Bs, Cs, h0)
+    for b in range(B):
+        for e in range(K):
+            h = h0[b, e].clone()
+            for t in range(T):
+                h = torch.exp(dt[b, t, e] * A[e]) * h + dt[b, t, e] * x[b, t, e] * Bs[b, t]
+                torch.testing.assert_close(y[b, t, e], h @ Cs[b, t], rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(h_end[b, e], h, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("T", LENGTHS)

@@ -16,9 +16,24 @@ FF, FF2 = BlockConfig("swiglu", {"d_ff": 48}), BlockConfig("relu2", {"d_ff": 48}
 DELTA = BlockConfig("gated_delta", {"heads": 4, "k_heads": 2, "d_k": 8, "d_v": 12})
 HARD = BlockConfig("gated_delta", {"heads": 2, "d_k": 8, "d_v": 8, "gate": "hard"})
 MAMBA = BlockConfig("mamba2", {"heads": 4, "d_head": 8, "d_state": 6, "groups": 2, "norm_groups": 2})
+MAMBA1 = BlockConfig("mamba", {"d_inner": 48, "d_state": 6, "rank": 3})
+FALCON = BlockConfig("mamba", {"d_inner": 40, "d_state": 5, "rank": 4, "bias": True, "bcdt_eps": 1e-6})
 ATTENTION = BlockConfig("attention", {"heads": 4, "kv_heads": 2, "gate": True, "qk_norm": "rms1", "rotary": 0.5})
+MROPE = BlockConfig("attention", {"heads": 4, "kv_heads": 2, "theta": 50.0, "sections": (2, 1, 1)})
+MROPE_WINDOW = BlockConfig("attention", {"heads": 2, "rotary": 0.75, "sections": (2, 2, 2), "window": 7, "sinks": 3})
 PLAIN = BlockConfig("attention", {"heads": 4, "bias": True})
 WINDOW = BlockConfig("attention", {"heads": 4, "kv_heads": 2, "window": 7, "sinks": 3})
+SHORT = BlockConfig("short_conv", {"conv": 4, "bias": True})
+SSD = {"heads": 4, "d_head": 8, "d_state": 6, "norm": "none", "out_bias": True, "scales": (0.7, 1.3, 0.8, 1.2, 0.9)}
+BESIDE = {
+    "ssd": {"kind": "mamba2", "options": SSD, "scale_in": 1.1, "scale_out": 0.6},
+    "attention": {"kind": "attention", "options": {"heads": 4, "kv_heads": 2, "scale": 0.2}, "scale_out": 0.8},
+}
+PARALLEL = BlockConfig("parallel", {"branches": BESIDE}, scale=0.7)
+SCALED = BlockConfig("scaled_swiglu", {"d_ff": 48, "gate_scale": 1.4}, scale=0.7)
+SIGNED = BlockConfig("gated_delta", {"heads": 4, "k_heads": 2, "d_k": 8, "d_v": 12, "beta_scale": 2.0, "split": True})
+BEFORE = BlockConfig("mamba2", {"heads": 4, "d_head": 8, "d_state": 6, "norm": "before", "norm_groups": 2})
+WHOLE = BlockConfig("attention", {"heads": 4, "kv_heads": 2, "qk_norm": "whole", "rotary": 0.0}, norm_after=True)
 NO_SINKS = BlockConfig("attention", {"heads": 2, "window": 5})
 
 
@@ -29,15 +44,19 @@ def _rwkv(first: bool) -> list[BlockConfig]:
 
 BLOCKS: dict[str, list[BlockConfig]] = {
     "gated_delta": [DELTA, FF, HARD, FF],
+    "mamba": [MAMBA1, FALCON],
     "mamba2": [MAMBA, MAMBA],
     "rwkv7": [*_rwkv(True), *_rwkv(False)],
     "transformer": [ATTENTION, FF, PLAIN, FF2],
     "window": [WINDOW, FF, NO_SINKS, FF],
     "delta_hybrid": [DELTA, FF, DELTA, FF, DELTA, FF, ATTENTION, FF],
+    "media_hybrid": [DELTA, FF, MROPE, FF, MAMBA, MROPE_WINDOW, FF],
+    "short_conv": [SHORT, FF, SHORT, FF],
+    "scaled_hybrid": [PARALLEL, SCALED, SIGNED, FF, WHOLE, BEFORE],
     "everything": [*_rwkv(True), MAMBA, WINDOW, DELTA, PLAIN, *_rwkv(False), FF2],
 }
 NAMES = list(BLOCKS)
-RECURRENT = ("gated_delta", "mamba2", "rwkv7", "window")
+RECURRENT = ("gated_delta", "mamba", "mamba2", "rwkv7", "short_conv", "window")
 
 
 @cache
@@ -73,7 +92,7 @@ def leaf_tensors(state: State) -> dict[str, Tensor]:
 
 def distance(a: State, b: State) -> float:
     """The largest difference between two states, relative to the size of the values."""
-    assert a.position == b.position
+    assert a.position == b.position and a.rotary == b.rotary
     left, right = leaf_tensors(a), leaf_tensors(b)
     assert left.keys() == right.keys()
     return max((gap(left[name], right[name]) for name in left), default=0.0)
@@ -95,4 +114,19 @@ def row_of(state: State, b: int) -> State:
             leaves[name] = Tape.of(k[b : b + 1, :, :n], v[b : b + 1, :, :n], (n,))
         else:
             leaves[name] = leaf[b : b + 1]
-    return State(leaves, (state.position[b],), state.model)
+    return State(leaves, (state.position[b],), state.model, state.shift[b : b + 1])
+
+
+def media_positions(batch: int, tokens: int, seed: int) -> Tensor:
+    """Rotary positions [3, B, T] of rows of text and pictures: those count rows and columns, then text goes on."""
+    draw, rows = torch.Generator().manual_seed(seed), []
+    for _ in range(batch):
+        runs, at = [torch.zeros(3, 0, dtype=torch.long)], 0
+        while sum(run.shape[1] for run in runs) < tokens:
+            text, height, width = (int(torch.randint(1, 6, (), generator=draw)) for _ in range(3))
+            runs.append(torch.arange(at, at + text).expand(3, -1))
+            grid = torch.meshgrid(torch.arange(1), torch.arange(height), torch.arange(width), indexing="ij")
+            runs.append(torch.stack(grid).flatten(1) + at + text)
+            at += text + max(height, width)
+        rows.append(torch.cat(runs, 1)[:, :tokens])
+    return torch.stack(rows, 1)

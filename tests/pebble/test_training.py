@@ -5,9 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fluvial.encoders.frame import Frame
-from fluvial.engine.media import Image
-from fluvial.engine.session import Session
 from tokenizers import Tokenizer
 
 from examples.pebble.batches import MEDIA, collate, media_batch, row, text_batch, text_length
@@ -15,6 +12,9 @@ from examples.pebble.model import Pebble
 from examples.pebble.optim import Optimizers
 from examples.pebble.tokens import ASSISTANT
 from examples.pebble.world import image_sample, text_sample, video_sample
+from fluvial.encoders.frame import Frame
+from fluvial.engine.media import Image
+from fluvial.engine.session import Session
 from tests.engine.tiny import tiny
 
 

@@ -68,24 +68,15 @@ def shape(name: str) -> dict[str, Any]:
     """What a model's config says, computed on torch's meta device: no weights are read."""
     import torch
 
-    from fluvial.adapters.errors import IntegrityError
-    from fluvial.encoders import towers
-    from fluvial.engine.model import resolve
-    from fluvial.models import checkpoints
-    from fluvial.models.decoder import Decoder
+    from fluvial.engine.loading import read_shapes
+    from fluvial.engine.resolve import resolve
     from fluvial.models.tape import Tape
 
-    folder = resolve(name)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        family = checkpoints.family(config["model_type"])
-        with torch.device("meta"):
-            decoder, tower = Decoder(family.decoder_config(config)), towers.build(config)
-            state = decoder.init_state()
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise IntegrityError(
-            f"{folder / 'config.json'} is damaged.", f"{type(error).__name__}: {error}", "Download the model again."
-        ) from error
+    folder = resolve(name, weights=False)
+    shapes = read_shapes(folder)
+    config, decoder, tower = shapes.config, shapes.decoder, shapes.vision
+    with torch.device("meta"):
+        state = decoder.init_state()
     tapes = [rows for leaf in state.leaves.values() if isinstance(leaf, Tape) for rows in leaf.rows]
     kinds = [block.kind for block in decoder.config.blocks]
     vision = sum(p.numel() for p in tower[0].parameters()) if tower is not None else 0
@@ -106,7 +97,8 @@ def shape(name: str) -> dict[str, Any]:
 
 
 def _file_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    files = folder.glob("*.safetensors") if folder.is_dir() else [folder]
+    return sum(path.stat().st_size for path in files)
 
 
 def _blocks(blocks: dict[str, int]) -> str:

@@ -60,15 +60,21 @@ class Options:
     max_tokens: Annotated[
         int, _sampling("--max-tokens", "-n", min=1, metavar="N", help="The answer's greatest length (256).")
     ] = 256
-    temp: Annotated[float, _sampling("--temp", metavar="T", help="Temperature; 0, the default, is greedy.")] = 0.0
-    top_p: Annotated[float, _sampling("--top-p", metavar="P", help="The likeliest tokens with that mass.")] = 1.0
-    top_k: Annotated[int, _sampling("--top-k", metavar="K", help="The K likeliest tokens.")] = 0
+    temp: Annotated[
+        float | None,
+        _sampling("--temp", metavar="T", help="Temperature; 0 is greedy (default: the model's, or 0)."),
+    ] = None
+    top_p: Annotated[float | None, _sampling("--top-p", metavar="P", help="The likeliest tokens with that mass.")] = (
+        None
+    )
+    top_k: Annotated[int | None, _sampling("--top-k", metavar="K", help="The K likeliest tokens.")] = None
     min_p: Annotated[
-        float, _sampling("--min-p", metavar="P", help="Tokens with at least that share of the likeliest's probability.")
-    ] = 0.0
+        float | None,
+        _sampling("--min-p", metavar="P", help="Tokens with at least that share of the likeliest's probability."),
+    ] = None
     repeat_penalty: Annotated[
-        float, _sampling("--repeat-penalty", metavar="X", help="Above 1, repeats become less likely.")
-    ] = 1.0
+        float | None, _sampling("--repeat-penalty", metavar="X", help="Above 1, repeats become less likely.")
+    ] = None
     seed: Annotated[int | None, _sampling("--seed", metavar="N", help="The same seed gives the same answer.")] = None
     stop: Annotated[list[str] | None, _sampling("--stop", metavar="TEXT", help="End before this text; repeatable.")] = (
         None
@@ -80,7 +86,7 @@ class Options:
     dtype: Annotated[
         str | None, _talk("--dtype", metavar="NAME", help="Compute in fp32 (the default), bf16, fp16 or fp64.")
     ] = None
-    offline: Annotated[bool, _talk("--offline", help="Accepted; Fluvial never uses the network.")] = False
+    offline: Annotated[bool, _talk("--offline", help="A hub name (org/name) comes from the cache only.")] = False
     stats: Annotated[bool, Option("--stats", help="Tokens, speed and memory, on stderr.", rich_help_panel="Output")] = (
         False
     )
@@ -118,19 +124,19 @@ class Options:
 
     def sampling(self) -> dict[str, Any]:
         """The keyword arguments of `Session.ask`; raises `UsageError` for a value out of range."""
-        from dataclasses import asdict
-
         from fluvial.engine.sampling import SamplingParams
 
-        params = SamplingParams(
-            temperature=self.temp,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            repetition_penalty=self.repeat_penalty,
-            seed=self.seed,
-        )
-        return asdict(params) | {"max_tokens": self.max_tokens, "stop": self.stop or ()}
+        said = {
+            "temperature": self.temp,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repeat_penalty,
+            "seed": self.seed,
+        }
+        given: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
+        SamplingParams(**given)  # refuses what is out of range before the model loads
+        return given | {"max_tokens": self.max_tokens, "stop": self.stop or ()}
 
     def image_at(self, path: str) -> Image:
         from fluvial.engine.media import Image

@@ -25,7 +25,7 @@ def load_engine(name: str, options: Options) -> Engine:
         options.sampling()
         from fluvial.engine.engine import load
 
-        return load(name, dtype=options.dtype)
+        return load(name, dtype=options.dtype, offline=options.offline)
 
 
 def open_session(engine: Engine, options: Options) -> Session:

@@ -1,0 +1,150 @@
+"""The vision tower of Qwen3.5: a ViT over 16 x 16 patches of two frames, 2 x 2 of them merged into a token.
+
+Patches are embedded by one matrix (a convolution whose stride is its size), a learned 48 x 48 table of positions is
+stretched over the grid, and queries and keys rotate by row and column. Attention stays within a step: an image (shown
+twice) or a pair of frames, so that a video is a row of images, each with its time as text before it.
+
+Letters: N steps, L = h x w patches, D tower width, M decoder width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from fluvial.adapters.errors import UsageError
+from fluvial.adapters.linear import Linear
+from fluvial.adapters.lora import Route
+from fluvial.adapters.norm import LayerNorm
+from fluvial.encoders.frame import Frame
+from fluvial.encoders.layout import Layout
+from fluvial.encoders.qwen_layout import step_layout
+from fluvial.encoders.qwen_pixels import Limits, fitted, patches, pixels
+
+
+@dataclass(frozen=True)
+class QwenVisionConfig:
+    """The shape of the tower; `side` of the position table, `gelu` of the blocks ("tanh" or "none": exact)."""
+
+    d_model: int
+    width: int
+    depth: int
+    heads: int
+    d_ff: int
+    patch: int = 16
+    merge: int = 2
+    frames: int = 2
+    side: int = 48
+    gelu: str = "tanh"
+    theta: float = 10000.0
+    limits: Limits = field(default_factory=Limits)
+
+
+class QwenBlock(nn.Module):
+    """Pre-norm attention within a step and a GELU feed-forward; x [N, L, D], angles [L, head / 2]."""
+
+    def __init__(self, config: QwenVisionConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads, self.gelu = config.heads, config.gelu
+        self.norm1, self.norm2 = LayerNorm(width, 1e-6), LayerNorm(width, 1e-6)
+        self.qkv, self.proj = Linear(width, 3 * width, bias=True), Linear(width, width, bias=True)
+        self.up, self.down = Linear(width, config.d_ff, bias=True), Linear(config.d_ff, width, bias=True)
+
+    def forward(self, x: Tensor, angles: Tensor, route: Route | None = None) -> Tensor:
+        q, k, v = rearrange(self.qkv(self.norm1(x), route), "n l (three h d) -> three n h l d", three=3, h=self.heads)
+        y = F.scaled_dot_product_attention(_rotated(q, angles), _rotated(k, angles), v)
+        x = x + self.proj(rearrange(y, "n h l d -> n l (h d)"), route)
+        return x + self.down(F.gelu(self.up(self.norm2(x), route), approximate=self.gelu), route)
+
+
+class QwenVision(nn.Module):
+    """Pixels to decoder embeddings."""
+
+    def __init__(self, config: QwenVisionConfig) -> None:
+        super().__init__()
+        self.config, merged = config, config.merge**2 * config.width
+        self.frames_per_step = config.frames
+        self.patch_embed = Linear(3 * config.frames * config.patch**2, config.width, bias=True)
+        self.positions = nn.Parameter(torch.zeros(config.side**2, config.width))
+        self.blocks = nn.ModuleList(QwenBlock(config) for _ in range(config.depth))
+        self.norm = LayerNorm(config.width, 1e-6)
+        self.merge_up, self.merge_down = Linear(merged, merged, bias=True), Linear(merged, config.d_model, bias=True)
+
+    def forward(self, x: Tensor, grid: tuple[int, int], route: Route | None = None) -> Tensor:
+        """Patches [N, L, pixels] of a grid of h x w, in merge order -> embeddings [N, L / 4, M]."""
+        x = self.patch_embed(x, route) + self._table(grid).to(x.dtype)
+        angles = self._angles(grid, x.device)
+        for block in self.blocks:
+            x = block(x, angles, route)
+        tokens = rearrange(self.norm(x), "n (t merge) d -> n t (merge d)", merge=self.config.merge**2)
+        return self.merge_down(F.gelu(self.merge_up(tokens, route)), route)
+
+    @torch.no_grad()
+    def encode(
+        self, frames: Sequence[Frame], route: Route | None = None, *, video: bool, total: int | None = None
+    ) -> Tensor:
+        """Frames of one size -> [images, or pairs; tokens; M]. `total`: the frames of the whole video, which share its
+        pixels; those given by default. An odd last frame is repeated. Raises `UsageError` for no frames."""
+        size = self._size(frames, video, total)
+        pictures = pixels(frames, size, self.config.limits)[:, None]
+        if video:
+            missing = -len(frames) % self.frames_per_step
+            pictures = torch.cat([pictures, pictures[-1:].expand(missing, -1, -1, -1, -1)])
+            pictures = pictures.unflatten(0, (-1, self.frames_per_step)).squeeze(2)
+        else:
+            pictures = pictures.expand(-1, self.frames_per_step, -1, -1, -1)
+        x = patches(pictures, self.config.patch, self.config.merge).to(self.positions)
+        return self(x, (size[0] // self.config.patch, size[1] // self.config.patch), route)
+
+    def layout(self, frames: Sequence[Frame], *, video: bool, total: int | None = None) -> list[Layout]:
+        """How each step of `encode` enters the token stream: text around it, positions of its tokens."""
+        height, width = (side // (self.config.patch * self.config.merge) for side in self._size(frames, video, total))
+        pairs = [frames[i : i + self.frames_per_step] for i in range(0, len(frames), self.frames_per_step)]
+        times = [(pair[0].t + pair[-1].t) / 2 for pair in pairs] if video else [None] * len(frames)
+        return [step_layout(height, width, t) for t in times]
+
+    def tokens(self, video: bool) -> int:
+        """Tokens of an image or of one pair of frames, at most."""
+        cell = (self.config.patch * self.config.merge) ** 2
+        most = self.config.limits.video[1] // self.frames_per_step if video else self.config.limits.image[1]
+        return most // cell
+
+    def _size(self, frames: Sequence[Frame], video: bool, total: int | None) -> tuple[int, int]:
+        if not frames:
+            raise UsageError("No frames to encode.")
+        shape, factor = (frames[0].height, frames[0].width), self.config.patch * self.config.merge
+        if not video:
+            return fitted(*shape, factor, self.config.limits.image)
+        return fitted(*shape, factor, self.config.limits.video, max(self.frames_per_step, total or len(frames)))
+
+    def _table(self, grid: tuple[int, int]) -> Tensor:
+        """The learned positions stretched over the grid, [L, D] in merge order."""
+        side = self.config.side
+        table = self.positions.float().T.reshape(1, -1, side, side)
+        return self._in_order(F.interpolate(table, grid, mode="bilinear", align_corners=True)[0].movedim(0, -1))
+
+    def _angles(self, grid: tuple[int, int], device: torch.device) -> Tensor:
+        """Rows turn the first half of the frequencies, columns the second: [L, head / 2] in merge order."""
+        axis = self.config.width // self.config.heads // 2  # channels of a head that follow one axis
+        frequency = self.config.theta ** (-torch.arange(0, axis, 2, dtype=torch.float64, device=device) / axis)
+        rows, columns = (torch.arange(n, device=device)[:, None] * frequency for n in grid)
+        shape = (*grid, len(frequency))
+        return self._in_order(torch.cat([rows[:, None].expand(shape), columns[None].expand(shape)], -1))
+
+    def _in_order(self, cells: Tensor) -> Tensor:
+        """[h, w, C] -> [h w, C], the merge x merge cells of a token in a row."""
+        m = self.config.merge
+        return rearrange(cells, "(h a) (w b) c -> (h w a b) c", a=m, b=m)
+
+
+def _rotated(x: Tensor, angles: Tensor) -> Tensor:
+    """x [..., L, head] with channel i and i + head / 2 turned together, in fp32."""
+    first, second = (x if x.dtype == torch.float64 else x.float()).chunk(2, -1)
+    cos, sin = angles.cos().to(first.dtype), angles.sin().to(first.dtype)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
