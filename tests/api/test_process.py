@@ -63,7 +63,7 @@ def test_a_chat_in_a_terminal(tiny, media):
         os.execv(command[0], command)
     screen = b""
 
-    def wait_for(text: bytes, seconds: float = 40) -> None:
+    def wait_for(text: bytes, seconds: float = 120) -> None:
         nonlocal screen
         end = time.monotonic() + seconds
         while text not in screen:

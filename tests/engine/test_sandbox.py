@@ -99,7 +99,7 @@ HUGE = [
 @pytest.mark.parametrize("source", [*ESCAPES, *ENDLESS, *HUGE])
 def test_hostile_templates_are_stopped(source: str) -> None:
     tracemalloc.start()
-    began = time.monotonic()
+    began = time.process_time()  # not the clock on the wall: a busy machine is no hostile template
     try:
         with pytest.raises(FluvialError) as caught:
             run(source, messages=[1, 2], x=3, function=print, big=["a" * 9] * 20_000)
@@ -107,7 +107,7 @@ def test_hostile_templates_are_stopped(source: str) -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert type(caught.value) in (UnsupportedError, IntegrityError)
-    assert time.monotonic() - began < 5 and peak < 150e6
+    assert time.process_time() - began < 5 and peak < 150e6
 
 
 def test_a_template_is_stopped_in_any_thread_and_not_by_another() -> None:

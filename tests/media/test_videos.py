@@ -363,7 +363,7 @@ def test_close_is_prompt_and_final(tmp_path, backend):
     started = time.monotonic()
     video.close()
     video.close()
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5
     if descriptors.exists():
         assert str(path) not in {os.path.realpath(fd) for fd in descriptors.iterdir()}
     for use in (lambda: next(frames), lambda: next(iter(video)), step.frame):
