@@ -24,11 +24,11 @@ from fluvial.engine.media import Encoding, Medium, medium_of
 from fluvial.engine.model import Model
 from fluvial.engine.sampling import Sampler, SamplingParams
 from fluvial.engine.snapshot import RECENT, Snapshot
-from fluvial.engine.template import Media, Part, Rewritten, Text, encode_parts
+from fluvial.engine.template import Media, Part, Rewritten, encode_parts
 from fluvial.engine.text_stream import TextStream
+from fluvial.engine.turns import SENTINEL, as_history, before_sentinel
 
 Progress = Callable[[int], None]  # called with the number of pictures seen so far
-SENTINEL = "\ue0f1\ue0f2"  # private-use characters: marks the end of what a turn holds so far
 
 
 class Session:
@@ -90,7 +90,7 @@ class Session:
         probe = {"role": "user", "content": [*turn, {"type": "text", "text": SENTINEL}]}
         whole = self._continuation([probe], generation=False)
         self._now = replace(self._now, open_turn=turn)
-        self._feed_parts(_before_sentinel(whole), media, progress)
+        self._feed_parts(before_sentinel(whole), media, progress)
 
     def _continuation(self, new: list[dict[str, Any]], *, generation: bool) -> list[Part]:
         """What to feed for `new` messages; a template that rewrites history re-feeds a text conversation."""
@@ -167,6 +167,8 @@ class Session:
         plain = all(part["type"] == "text" for part in content)
         message = {"role": "user", "content": "".join(part["text"] for part in content) if plain else content}
         try:
+            self._feed_parts(self._continuation([message], generation=False), [])
+            asked = self._now
             self._feed_parts(self._continuation([message], generation=True), [])
         except BaseException:
             self._now = before
@@ -176,12 +178,12 @@ class Session:
         try:
             yield from answer.tokens(max_tokens)
         finally:
-            self._finish(prompt, message, answer)
+            self._finish(asked, prompt, message, answer)
         yield answer.done()
 
-    def _finish(self, prompt: Snapshot, message: dict[str, Any], answer: Answer) -> None:
+    def _finish(self, asked: Snapshot, prompt: Snapshot, message: dict[str, Any], answer: Answer) -> None:
         reply = {"role": "assistant", "content": answer.text}
-        self._now = replace(
+        now = replace(
             prompt,
             feed=answer.feed,
             messages=(*prompt.messages, message, reply),
@@ -193,6 +195,7 @@ class Session:
             new_media_tokens=0,
             new_seconds=0.0,
         )
+        self._now = as_history(now, asked, self._template)
 
     # --- memory as a value --------------------------------------------------------------------------------------
 
@@ -243,16 +246,6 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self._now = Snapshot(Feed.start(self.model))
-
-
-def _before_sentinel(parts: list[Part]) -> list[Part]:
-    kept: list[Part] = []
-    for part in parts:
-        if isinstance(part, Text) and SENTINEL in part.text:
-            head = part.text.partition(SENTINEL)[0]
-            return [*kept, Text(head)] if head else kept
-        kept.append(part)
-    return kept
 
 
 def _damaged(report: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from fluvial.engine.events import Done, Token
 from fluvial.engine.feed import Feed
 from fluvial.engine.media import Image, Video
 from fluvial.engine.session import Session
-from fluvial.engine.template import Media, Special, Text, encode_parts
+from fluvial.engine.template import ChatTemplate, Media, Special, Text, encode_parts
 from tests.engine.tiny import VARIANTS, frames, picture, tiny
 from tests.models.zoo import distance
 
@@ -29,9 +30,9 @@ def answer(session: Session, question: str = "What is there?", **options) -> Don
     return events[-1]
 
 
-def cold(session: Session, media: list[torch.Tensor], answers: list[list[int]]) -> Feed:
+def cold(session: Session, media: list[torch.Tensor], answers: list[list[int]] | None) -> Feed:
     """One feed of the whole conversation from nothing: the template's parts, the media, the answered tokens."""
-    model, parts, said, steps = session.model, list(session._now.fed), iter(answers), iter(media)
+    model, parts, said, steps = session.model, list(session._now.fed), iter(answers or ()), iter(media)
     feed, at = Feed.start(model), 0
     while at < len(parts):
         (run,) = encode_parts([parts[at]], model.tokenizer, first=at == 0)
@@ -40,7 +41,7 @@ def cold(session: Session, media: list[torch.Tensor], answers: list[list[int]]) 
                 feed = feed.ids([model.tokenizer.id(run.text)]).embeddings(step)
         else:
             feed = feed.ids(run)
-        if parts[at] == Special("<|assistant|>"):
+        if answers is not None and parts[at] == Special("<|assistant|>"):
             feed = feed.ids(next(said))
             at += at + 1 < len(parts) and isinstance(parts[at + 1], Text)
         at += 1
@@ -163,6 +164,22 @@ def test_a_saved_session_is_refused_by_another_model_and_when_damaged(tmp_path: 
         Session.load(tiny("delta"), path)
     with pytest.raises(UsageError, match="Cannot write"):
         session.save(tmp_path / "none" / "talk.session")
+
+
+def test_a_template_that_rewrites_answers_keeps_media_in_memory():
+    """Templates that drop an answer's thinking: memory follows what the next turns show, images included."""
+    model = copy.copy(tiny("delta"))
+    source = model.template.source.replace("<|assistant|>{%- endif", "<|assistant|>(thinking){%- endif")
+    assert source != model.template.source
+    model.template = ChatTemplate(source, controls=model.tokenizer.controls, media=model.template.media)
+    session = Session(model)
+    session.push(Image(picture(1)))
+    for question in ("What is there?", "And now?", "Why?"):
+        answer(session, question, max_tokens=3)
+    shown = "".join(part.text for part in session._now.fed)
+    assert shown.count("(thinking)") == 0 and shown.count("<|assistant|>") == 3
+    fed = cold(session, [model.encode([Frame(picture(1))], video=False)], None)
+    assert distance(session._now.feed.state, fed.state) <= 1e-9
 
 
 def test_a_seed_makes_sampling_repeatable():
