@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--variant", choices=sorted(variants.BLOCKS), default="delta")
     parser.add_argument("--vision", type=Path, help="tower from train_vision")
-    parser.add_argument("--start", type=Path, help="folder of a trained sibling: tower, embeddings, feed-forwards")
+    parser.add_argument("--sibling", type=Path, help="folder of a trained sibling: tower, embeddings, feed-forwards")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--unfreeze", type=float, default=0.3, help="share of the run after which the trunk trains too")
@@ -53,12 +53,12 @@ def main() -> None:
     model = Pebble(args.variant)
     if args.vision:
         model.vision.load_state_dict(torch.load(args.vision, weights_only=True))
-    if args.start:
-        sibling = torch.load(args.start / "last.pt", weights_only=True)["model"]
+    if args.sibling:
+        sibling = torch.load(args.sibling / "last.pt", weights_only=True)["model"]
         mine = model.state_dict()
         taken = {n: t for n, t in sibling.items() if n in mine and t.shape == mine[n].shape}
         model.load_state_dict(taken, strict=False)
-        print(f"{len(taken)} of {len(mine)} tensors from {args.start}")
+        print(f"{len(taken)} of {len(mine)} tensors from {args.sibling}")
     trunk = [module for name, module in model.vision.named_children() if name in TRUNK]
     tail = [module for name, module in model.vision.named_children() if name not in TRUNK]
     main_optimizer, trunk_optimizer = Optimizers([model.decoder, *tail], 4e-3, 2e-3), Optimizers(trunk, 4e-4, 2e-4)
