@@ -17,9 +17,10 @@ import fluvial
 CHUNK = 512
 
 
-def run(name: str, tokens: int) -> list[dict[str, float]]:
+def run(name: str, tokens: int, growing: int) -> list[dict[str, float]]:
     """Feeds random tokens and measures at every doubling and at the end: CPU time per token of the last chunk."""
     model = fluvial.load_model(name)
+    tokens = tokens if model.explain()["state"] == "constant" else min(tokens, growing)
     draw = torch.Generator().manual_seed(1)
     vocab = model.decoder.config.vocab
     state, rows, mark = None, [], CHUNK
@@ -63,11 +64,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=None)
     parser.add_argument("--tokens", type=int, default=100_000)
+    parser.add_argument("--growing", type=int, default=16_384, help="tokens for models whose memory grows")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    results = {name: run(name, args.tokens) for name in args.models or fluvial.bundled()}
+    results = {name: run(name, args.tokens, args.growing) for name in args.models or fluvial.bundled()}
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
     if args.plot:

@@ -5,6 +5,7 @@ For each answer: the tokens that went in and came out, the speed, and the bytes 
 
 from __future__ import annotations
 
+import random
 import time
 from pathlib import Path
 
@@ -44,18 +45,27 @@ def main() -> None:
     stream()
 
 
-def stream(words: int = 20000) -> None:
-    """A long text through the default model: its memory does not grow."""
+def stream(near: int = 800, far: int = 20_000) -> None:
+    """A pass key is asked for after `near` tokens of text; then text goes on to `far` tokens in the same memory."""
     engine = fluvial.load("pebble")
-    print(f"pebble  remembers a pass key through {words:,} words of text")
+    print("pebble  reads a long text")
     with engine.session() as session:
         session.push("The pass key is 48213.")
         before, began = session.nbytes(), time.perf_counter()
-        while session.position < words * 1.3:
-            session.push("The quiet river passes the old mill and the children walk home. " * 40)
+        read(session, near)
+        ask(session, "What is the pass key?")
+        read(session, far)
         seconds = time.perf_counter() - began
         print(f"  {session.position:,} tokens in {seconds:.1f} s, memory {before:,} -> {session.nbytes():,} bytes")
-        ask(session, "What is the pass key?")
+
+
+def read(session: fluvial.Session, tokens: int) -> None:
+    """Pushes sentences until the session is `tokens` long."""
+    draw = random.Random(4)
+    while session.position < tokens:
+        words = (draw.choice(("the quiet", "an old", "this small", "every green")) for _ in range(40))
+        things = (draw.choice(("river", "mill", "teacher", "engine", "letter", "village")) for _ in range(40))
+        session.push(". ".join(f"{a} {b} passes the {b}" for a, b in zip(words, things, strict=True)) + ".")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Learning curves as a picture: held-out accuracy during training, a panel per variant.
 
-python -m examples.pebble.curves runs/delta runs/transformer --out examples/pebble/curves.png
+python -m examples.pebble.curves runs/delta --out examples/pebble/curves.png
 """
 
 from __future__ import annotations

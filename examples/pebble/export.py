@@ -32,6 +32,13 @@ def published(model: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
+def training_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What `published` gave, under training's names, in fp32."""
+    parts = {"model": "decoder", "vision": "vision"}
+    split = {name: name.split(".", 1) for name in tensors}
+    return {f"{parts[part]}.{rest}": tensors[name].float() for name, (part, rest) in split.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)

@@ -19,11 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from examples.pebble import variants
 from examples.pebble.batches import media_batch, text_batch, text_length
 from examples.pebble.evaluate import accuracy
+from examples.pebble.export import training_names
 from examples.pebble.model import Pebble
 from examples.pebble.optim import Optimizers
 from examples.pebble.tokens import train_tokenizer
@@ -35,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--variant", choices=sorted(variants.BLOCKS), default="delta")
     parser.add_argument("--vision", type=Path, help="tower from train_vision")
-    parser.add_argument("--sibling", type=Path, help="folder of a trained sibling: tower, embeddings, feed-forwards")
+    parser.add_argument("--sibling", type=Path, help="a published folder to start from: every tensor that fits")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--unfreeze", type=float, default=0.3, help="share of the run after which the trunk trains too")
@@ -54,7 +56,7 @@ def main() -> None:
     if args.vision:
         model.vision.load_state_dict(torch.load(args.vision, weights_only=True))
     if args.sibling:
-        sibling = torch.load(args.sibling / "last.pt", weights_only=True)["model"]
+        sibling = training_names(load_file(args.sibling / "model.safetensors"))
         mine = model.state_dict()
         taken = {n: t for n, t in sibling.items() if n in mine and t.shape == mine[n].shape}
         model.load_state_dict(taken, strict=False)
