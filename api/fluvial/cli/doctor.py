@@ -114,7 +114,7 @@ def _print(about: dict[str, Any]) -> None:
         rows += [("kernels", kernels["detail"]), *(("", f"{op}: {by}") for op, by in kernels["ops"].items())]
     total, available = (size(n) if n is not None else "unknown" for n in (held["total"], held["available"]))
     rows += [("memory", f"{available} available of {total}"), ("models", ", ".join(about.get("models", [])) or "none")]
-    rows += [("network", "never used")]
+    rows += [("network", "only for hub names (org/name), never with --offline")]
     for key, value in rows:
         typer.echo(f"{key:10}{value}")
     for problem in about["problems"]:
