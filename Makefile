@@ -28,7 +28,7 @@ lint: $(READY) types
 	$(BIN)/mypy
 
 parity: $(READY)
-	$(BIN)/python -m pytest tests/parity -s -q --tb=short | grep -E '^parity|passed|failed'
+	@$(BIN)/python -m pytest tests/parity -s --tb=short 2>/dev/null | grep -oE 'parity  .*|(FAILED|ERROR) .*|[0-9]+ (passed|failed).*'
 
 bench: $(READY)
 	$(BIN)/python benchmarks/kernels.py
