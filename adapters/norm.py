@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fluvial.adapters.errors import UnsupportedError
+
 
 class RMSNorm(nn.Module):
     """x / rms(x) * (offset + gain) over the last dimension, in fp32 (Zhang & Sennrich 2019). `offset` 1: gain is
@@ -40,4 +42,6 @@ def norm(kind: str, width: int, eps: float) -> nn.Module:
     """The norm that block lists name: "rms", "rms1" (gain kept as w-1) or "layer"."""
     if kind == "layer":
         return LayerNorm(width, eps)
+    if kind not in ("rms", "rms1"):
+        raise UnsupportedError(f"Unknown norm '{kind}'.", hint="It is 'rms', 'rms1' or 'layer'.")
     return RMSNorm(width, eps, offset=1.0 if kind == "rms1" else 0.0)

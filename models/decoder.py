@@ -28,7 +28,6 @@ from fluvial.models import (  # noqa: F401  (they register)
     mamba2,
     parallel,
     rwkv7,
-    scaled_swiglu,
     short_conv,
 )
 from fluvial.models.journal import Journal, Pending

@@ -13,16 +13,18 @@ from fluvial.models.state import Leaf
 
 @mixer("swiglu")
 class SwiGLU(Mixer):
-    """W_down(silu(W_gate x) * W_up x)."""
+    """W_down(silu(gate_scale * W_gate x) * W_up x); Falcon-H1 scales the gate."""
 
-    def __init__(self, d_model: int, *, d_ff: int, bias: bool = False) -> None:
+    def __init__(self, d_model: int, *, d_ff: int, bias: bool = False, gate_scale: float = 1.0) -> None:
         super().__init__()
+        self.gate_scale = gate_scale
         self.gate_proj, self.up_proj = Linear(d_model, d_ff, bias), Linear(d_model, d_ff, bias)
         self.down_proj = Linear(d_ff, d_model, bias)
 
     def forward(self, x: Tensor, state: dict[str, Leaf], step: Step) -> tuple[Tensor, dict[str, Pending]]:
-        inner = F.silu(self.gate_proj(x, step.route)) * self.up_proj(x, step.route)
-        return self.down_proj(inner, step.route), {}
+        gate = self.gate_proj(x, step.route)
+        gate = gate if self.gate_scale == 1 else gate * self.gate_scale
+        return self.down_proj(F.silu(gate) * self.up_proj(x, step.route), step.route), {}
 
 
 @mixer("relu2")

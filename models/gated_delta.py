@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fluvial.adapters.errors import UnsupportedError
 from fluvial.adapters.linear import Linear
 from fluvial.adapters.norm import RMSNorm
 from fluvial.adapters.ops import op
@@ -102,6 +103,8 @@ class GatedDelta(Mixer):
         split: bool = False,
     ) -> None:
         super().__init__()
+        if gate not in ("sigmoid", "hard"):
+            raise UnsupportedError(f"Gated DeltaNet has no gate '{gate}'.", hint="It is 'sigmoid' or 'hard'.")
         self.heads, self.k_heads, self.d_k, self.d_v = heads, k_heads or heads, d_k, d_v
         self.gate, self.qk_eps, self.beta_scale, self.split = gate, qk_eps, beta_scale, split
         self.widths = (self.k_heads * d_k, self.k_heads * d_k, heads * d_v)

@@ -38,7 +38,7 @@ def decoder_config(config: dict[str, Any]) -> DecoderConfig:
     scaled = {} if gate == 1 else {"gate_scale": gate}
     layer = (
         BlockConfig("parallel", {"branches": branches}),
-        BlockConfig("scaled_swiglu" if scaled else "swiglu", options | scaled, down),
+        BlockConfig("swiglu", options | scaled, down),
     )
     return DecoderConfig(
         vocab=config["vocab_size"],

@@ -287,17 +287,3 @@ def test_forks_of_a_tape_share_rows_until_they_diverge():
     other = model(inputs(1, 1, 3), fork)[1].leaves["0.kv"]
     assert isinstance(other, Tape)
     assert other.rows[0].data_ptr() != tape.rows[0].data_ptr()  # the second one copies
-
-
-def test_bad_calls_say_what_is_wrong():
-    model = decoder("gated_delta")
-    with pytest.raises(UsageError, match="at least one token"):
-        model(inputs(1, 0, 1))
-    with pytest.raises(UsageError, match="rows"):
-        model(inputs(2, 3, 1), model.init_state(1))
-    with pytest.raises(UsageError, match="positions"):
-        model(inputs(2, 3, 1), positions=torch.zeros(3, 2, 4, dtype=torch.long))
-    with pytest.raises(UsageError, match="mrope"):
-        decoder("transformer")(inputs(2, 3, 1), positions=torch.zeros(3, 2, 3, dtype=torch.long))
-    with pytest.raises(UsageError, match="lengths"):
-        model(inputs(2, 3, 1), lengths=(4, 1))

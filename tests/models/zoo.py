@@ -30,7 +30,7 @@ BESIDE = {
     "attention": {"kind": "attention", "options": {"heads": 4, "kv_heads": 2, "scale": 0.2}, "scale_out": 0.8},
 }
 PARALLEL = BlockConfig("parallel", {"branches": BESIDE}, scale=0.7)
-SCALED = BlockConfig("scaled_swiglu", {"d_ff": 48, "gate_scale": 1.4}, scale=0.7)
+SCALED = BlockConfig("swiglu", {"d_ff": 48, "gate_scale": 1.4}, scale=0.7)
 SIGNED = BlockConfig("gated_delta", {"heads": 4, "k_heads": 2, "d_k": 8, "d_v": 12, "beta_scale": 2.0, "split": True})
 BEFORE = BlockConfig("mamba2", {"heads": 4, "d_head": 8, "d_state": 6, "norm": "before", "norm_groups": 2})
 WHOLE = BlockConfig("attention", {"heads": 4, "kv_heads": 2, "qk_norm": "whole", "rotary": 0.0}, norm_after=True)
