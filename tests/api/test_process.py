@@ -35,7 +35,9 @@ def test_nothing_after_fluvial_is_help():
 def started(*words: str, stdin: int) -> Iterator[subprocess.Popen[bytes]]:
     """`fluvial WORDS` with pipes; killed at the end, whatever became of it."""
     pipe = subprocess.PIPE
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what started the tests may ignore it
     with subprocess.Popen([*COMMAND, *words], stdin=stdin, stdout=pipe, stderr=pipe) as process:
+        signal.signal(signal.SIGINT, before)
         try:
             yield process
         finally:
