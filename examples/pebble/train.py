@@ -37,7 +37,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--variant", choices=sorted(variants.BLOCKS), default="delta")
     parser.add_argument("--vision", type=Path, help="tower from train_vision")
-    parser.add_argument("--sibling", type=Path, help="a published folder to start from: every tensor that fits")
+    parser.add_argument(
+        "--sibling", type=Path, nargs="+", default=[], help="published folders to start from: every tensor that fits"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--unfreeze", type=float, default=0.3, help="share of the run after which the trunk trains too")
@@ -55,12 +57,12 @@ def main() -> None:
     model = Pebble(args.variant)
     if args.vision:
         model.vision.load_state_dict(torch.load(args.vision, weights_only=True))
-    if args.sibling:
-        sibling = training_names(load_file(args.sibling / "model.safetensors"))
+    for folder in args.sibling:  # where several have a tensor, the last one's
+        sibling = training_names(load_file(folder / "model.safetensors"))
         mine = model.state_dict()
         taken = {n: t for n, t in sibling.items() if n in mine and t.shape == mine[n].shape}
         model.load_state_dict(taken, strict=False)
-        print(f"{len(taken)} of {len(mine)} tensors from {args.sibling}")
+        print(f"{len(taken)} of {len(mine)} tensors from {folder}")
     trunk = [module for name, module in model.vision.named_children() if name in TRUNK]
     tail = [module for name, module in model.vision.named_children() if name not in TRUNK]
     main_optimizer, trunk_optimizer = Optimizers([model.decoder, *tail], 4e-3, 2e-3), Optimizers(trunk, 4e-4, 2e-4)
