@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fluvial.adapters.formats import DENSE, Format
 from fluvial.adapters.formats.base import Parts
-from fluvial.adapters.lora import LoraPair, Route
+from fluvial.adapters.lora import Route, Update, routed
 
 
 class Linear(nn.Module):
@@ -29,12 +29,13 @@ class Linear(nn.Module):
     ) -> None:
         super().__init__()
         self.d_in, self.d_out = d_in, d_out
-        self.plugins: dict[str, LoraPair] = {}
-        self._install(DENSE, DENSE.empty(d_out, d_in, dtype, device))
+        self.plugins: dict[str, Update] = {}
+        self.install(DENSE, DENSE.empty(d_out, d_in, dtype, device))
         self.bias = nn.Parameter(torch.empty(d_out, dtype=dtype, device=device)) if bias else None
         self.reset()
 
-    def _install(self, format: Format, parts: Parts) -> None:
+    def install(self, format: Format, parts: Parts) -> None:
+        """Takes a matrix that is stored already."""
         for name in getattr(self, "_part_names", ()):
             delattr(self, name)
         self.format, self._part_names = format, tuple(parts)
@@ -61,31 +62,25 @@ class Linear(nn.Module):
         """Re-packs the matrix in another storage format."""
         with torch.no_grad():
             matrix = self.format.unpack(self.parts)
-            self._install(format, format.pack(matrix))
+            self.install(format, format.pack(matrix))
 
     def matrix(self) -> Tensor:
         """The dense matrix [out, in] that this door computes with, without plugins."""
         return self.format.unpack(self.parts)
 
-    def attach(self, plugin: str, pair: LoraPair) -> None:
-        """Adds a plugin's low-rank update; it acts only on forwards whose route names it."""
-        pair.check(self.d_out, self.d_in)
-        self.plugins[plugin] = pair
+    def attach(self, plugin: str, update: Update) -> None:
+        """Adds a plugin's update; it acts only on forwards whose route names it."""
+        update.check(self.d_out, self.d_in)
+        self.plugins[plugin] = update
 
     def detach(self, plugin: str) -> None:
         """Removes a plugin's update, if there is one here."""
         self.plugins.pop(plugin, None)
 
     def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
-        y = self.format.matmul(x, self.parts)
-        if self.bias is not None:
-            y = y + self.bias
-        if route:
-            for plugin, strength in route.items():
-                pair = self.plugins.get(plugin)
-                if pair is not None:
-                    y = y + pair(x, strength)
-        return y
+        base = self.format.matmul(x, self.parts)
+        y = base if self.bias is None else base + self.bias
+        return routed(base, y, x, self.plugins, route) if route and self.plugins else y
 
 
 class Embedding(Linear):
@@ -93,11 +88,22 @@ class Embedding(Linear):
 
     def __init__(self, vocab: int, d_model: int, *, dtype: torch.dtype | None = None) -> None:
         super().__init__(d_model, vocab, dtype=dtype)
+        self.lookups: dict[str, Update] = {}
 
     def reset(self) -> None:
         with torch.no_grad():
             self.parts["weight"].normal_(std=self.d_in**-0.5)
 
-    def lookup(self, ids: Tensor) -> Tensor:
-        """ids int64 [...] -> rows [..., d]."""
-        return self.format.rows(self.parts, ids)
+    def attach_lookup(self, plugin: str, update: Update) -> None:
+        """As `attach`, for the rows that `lookup` gives; a tied head keeps the base's."""
+        update.check(self.d_out, self.d_in)
+        self.lookups[plugin] = update
+
+    def detach(self, plugin: str) -> None:
+        super().detach(plugin)
+        self.lookups.pop(plugin, None)
+
+    def lookup(self, ids: Tensor, route: Route | None = None) -> Tensor:
+        """ids int64 [B, ...] -> rows [B, ..., d]."""
+        rows = self.format.rows(self.parts, ids)
+        return routed(rows, rows, ids, self.lookups, route) if route and self.lookups else rows

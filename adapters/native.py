@@ -17,8 +17,8 @@ import torch  # before the library: it brings the one OpenMP runtime that both u
 
 from fluvial.adapters.errors import UnsupportedError
 
-ABI = 1  # as in kernels/abi.cpp
-SETS = ("baseline", "avx2", "avx512")  # narrowest first; each copy's suffix
+ABI = 3  # as in kernels/abi.cpp
+SETS = ("baseline", "avx2", "avx512", "avx512vnni")  # narrowest first; each copy's suffix
 Function = Callable[..., None]
 
 
@@ -50,8 +50,8 @@ class Status:
 
 
 def runnable(capability: str) -> tuple[str, ...]:
-    """The sets that a CPU of that capability runs, as torch names it ("DEFAULT", "AVX2", "AVX512")."""
-    widest = 2 if capability.startswith("AVX512") else 1 if capability.startswith("AVX2") else 0
+    """The sets that a CPU of that capability may run, as torch names it ("DEFAULT", "AVX2", "AVX512")."""
+    widest = 3 if capability.startswith("AVX512") else 1 if capability.startswith("AVX2") else 0
     return SETS[: widest + 1]
 
 
@@ -72,7 +72,7 @@ def open_library(path: Path | None) -> Library:
         why = f"Its ABI is {abi()}, not {ABI}."
         raise UnsupportedError(f"{path} belongs to another version.", why, "Reinstall Fluvial.")
     compiled.restype = ctypes.c_char_p
-    names = compiled().decode().split(",")
+    names = set(compiled().decode().split(",")) - ({"avx512vnni"} if not handle.fluvial_vnni() else set())
     return Library(path, handle, tuple(s for s in runnable(torch.backends.cpu.get_cpu_capability()) if s in names))
 
 

@@ -7,6 +7,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fluvial.adapters.errors import UnsupportedError
+from fluvial.adapters.ops import op
+
+
+@op
+def rms_norm(x: Tensor, gain: Tensor, offset: float, eps: float) -> Tensor:
+    """x [..., D], gain [D] -> x / rms(x) * (offset + gain)."""
+    return F.rms_norm(x, x.shape[-1:], gain + offset if offset else gain, eps)
+
+
+@op
+def layer_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """x [..., D], gain, shift [D] -> (x - mean) / std * gain + shift."""
+    return F.layer_norm(x, x.shape[-1:], gain, shift, eps)
 
 
 class RMSNorm(nn.Module):
@@ -20,7 +33,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
-        return F.rms_norm(wide, wide.shape[-1:], self.gain.to(wide.dtype) + self.offset, self.eps).to(x.dtype)
+        return rms_norm(wide, self.gain.to(wide.dtype), self.offset, self.eps).to(x.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -33,6 +46,8 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
+        if self.groups == 1:
+            return layer_norm(wide, self.gain.to(wide.dtype), self.shift.to(wide.dtype), self.eps).to(x.dtype)
         grouped = wide.unflatten(-1, (self.groups, -1))
         normed = F.layer_norm(grouped, grouped.shape[-1:], eps=self.eps).flatten(-2)
         return (normed * self.gain.to(wide.dtype) + self.shift.to(wide.dtype)).to(x.dtype)

@@ -7,9 +7,10 @@ nowhere (`[]`: known and not needed). `None` means another module's tensor, or a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -17,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fluvial.adapters.errors import IntegrityError, ModelNotFoundError
+from fluvial.adapters.formats import Format
+from fluvial.adapters.linear import Linear
 
 WIDE = ("A_log", "dt_bias", "D")  # decay gates stay in fp32 whatever a model computes in: half precision breaks them
 
@@ -29,10 +32,12 @@ def _whole(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Piece:
-    """`take(tensor)` is the parameter `name`; several pieces may share one tensor."""
+    """`take(tensor)` is the parameter `name`; several pieces may share one tensor. `optional`: left out where the
+    module has no such parameter, as some releases hold what they do not use."""
 
     name: str
     take: Callable[[Tensor], Tensor] = _whole
+    optional: bool = field(default=False, kw_only=True)
 
 
 Plan = Callable[[str], "Sequence[Piece] | None"]
@@ -70,7 +75,7 @@ class Weights:
             path = folder / shard
             if not path.is_file():
                 raise ModelNotFoundError(f"{folder} has no {shard}.", hint="Download the model again.")
-            with _opened(path) as file:
+            with open_safetensors(path) as file:
                 self._file_of |= {name: path for name in file.keys()}  # noqa: SIM118
 
     def names(self) -> list[str]:
@@ -79,23 +84,59 @@ class Weights:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every name with its tensor, read when it is reached; a mapping for each: pages count until theirs ends."""
         for name, path in self._file_of.items():
-            with _opened(path) as file:
+            with open_safetensors(path) as file:
                 tensor = file.get_tensor(name)
             yield name, tensor
 
 
-def fill(modules: dict[str, tuple[nn.Module, Plan]], source: Source, dtype: torch.dtype) -> None:
+def fill(
+    modules: Mapping[str, tuple[nn.Module, Plan]],
+    source: Source,
+    dtype: torch.dtype,
+    formats: Mapping[str, Format] = MappingProxyType({}),
+) -> None:
     """Gives every parameter of modules on the meta device its values, in `dtype`, while the file is read.
 
-    Above the model's own bytes, one tensor at a time is in memory. Raises `IntegrityError` naming the tensor for one
-    that is missing, unknown or of the wrong shape; names are checked before anything is read.
+    The matrices that `formats` names ("decoder.head") are packed as they come. Parts of a format that is installed
+    already are taken as the file has them, mapped and not copied. Above the model's own bytes, one tensor at a time is
+    in memory. Raises `IntegrityError` naming the tensor for one that is missing, unknown or of the wrong shape; names
+    are checked before anything is read.
     """
-    wanted = {key: dict(module.named_parameters()) for key, (module, _) in modules.items()}
+    for key, name, values in placed(modules, source):
+        owner, _, leaf = name.rpartition(".")
+        module = modules[key][0].get_submodule(owner)
+        if leaf == "weight" and (format := formats.get(f"{key}.{owner}")) is not None:
+            assert isinstance(module, Linear)
+            module.install(format, packed(values, format, name))
+        elif leaf in module._buffers:
+            setattr(module, leaf, values)
+        else:
+            kept = torch.float32 if leaf in WIDE and dtype != torch.float64 else dtype
+            # a copy, also where the dtype is right: the file's mapping must not stay open
+            copied = torch.empty_like(values, dtype=kept, memory_format=torch.contiguous_format).copy_(values)
+            setattr(module, leaf, nn.Parameter(copied, requires_grad=False))
+
+
+def packed(matrix: Tensor, format: Format, name: str) -> dict[str, Tensor]:
+    """The matrix in that format; its errors say the name."""
+    try:
+        return format.pack(matrix)
+    except IntegrityError as error:
+        raise IntegrityError(f"{name}: {error.what}", error.why, error.hint) from error
+
+
+def placed(modules: Mapping[str, tuple[nn.Module, Plan]], source: Source) -> Iterator[tuple[str, str, Tensor]]:
+    """Each module's key, the name of a parameter or buffer in it, and its values from the file, checked as `fill`
+    says."""
+    wanted: dict[str, dict[str, Tensor]] = {
+        key: {**dict(module.named_parameters()), **dict(module.named_buffers())} for key, (module, _) in modules.items()
+    }
     plan: dict[str, list[tuple[str, Piece]]] = {}
     unknown = []
     for name in source.names():
         found = [(key, pieces) for key, (_, rule) in modules.items() if (pieces := rule(name)) is not None]
-        plan[name] = [(key, piece) for key, pieces in found for piece in pieces]
+        places = [(key, piece) for key, pieces in found for piece in pieces]
+        plan[name] = [(key, piece) for key, piece in places if piece.name in wanted[key] or not piece.optional]
         if not found or any(piece.name not in wanted[key] for key, piece in plan[name]):
             unknown.append(name)
     given = {(key, piece.name) for places in plan.values() for key, piece in places}
@@ -108,24 +149,22 @@ def fill(modules: dict[str, tuple[nn.Module, Plan]], source: Source, dtype: torc
                 hint="Does config.json belong to these weights?",
             )
     for name, tensor in source.tensors():
-        if plan[name] and tensor.dtype not in PLAIN:
-            raise IntegrityError(f"{name} is stored as {tensor.dtype}.", hint="Use the unquantized checkpoint.")
         for key, piece in plan[name]:
-            values, target = piece.take(tensor), wanted[key][piece.name]
+            target = wanted[key][piece.name]
+            allowed = PLAIN if isinstance(target, nn.Parameter) else (target.dtype,)
+            if tensor.dtype not in allowed:
+                raise IntegrityError(f"{name} is stored as {tensor.dtype}.", hint="Use the unquantized checkpoint.")
+            values = piece.take(tensor)
             if values.shape != target.shape:
                 raise IntegrityError(
                     f"{name} gives {piece.name} the shape {list(values.shape)}.",
                     f"The config asks for {list(target.shape)}.",
                     hint="Does config.json belong to these weights?",
                 )
-            owner, _, leaf = piece.name.rpartition(".")
-            kept = torch.float32 if leaf in WIDE and dtype != torch.float64 else dtype
-            # a copy, also where the dtype is right: the file's mapping must not stay open
-            copied = torch.empty_like(values, dtype=kept, memory_format=torch.contiguous_format).copy_(values)
-            setattr(modules[key][0].get_submodule(owner), leaf, nn.Parameter(copied, requires_grad=False))
+            yield key, piece.name, values
 
 
-def _opened(path: Path) -> safe_open:
+def open_safetensors(path: Path) -> safe_open:
     try:
         return safe_open(path, "pt")
     except (SafetensorError, OSError, ValueError) as error:

@@ -28,6 +28,7 @@ from fluvial.adapters.weights import Piece
 from fluvial.encoders.blocks import Conv3x3, VisionBlock
 from fluvial.encoders.frame import Frame
 from fluvial.encoders.layout import Layout
+from fluvial.encoders.towers import Tower
 
 CELL = 16  # pixels per grid cell
 
@@ -45,7 +46,7 @@ class PebbleVisionConfig:
     video_tokens: int = 16
 
 
-class PebbleVision(nn.Module):
+class PebbleVision(Tower):
     """Pixels to decoder embeddings."""
 
     frames_per_step = 2

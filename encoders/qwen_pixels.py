@@ -24,12 +24,15 @@ LONGEST_SHAPE = 200  # longer side over shorter: more is refused
 
 @dataclass(frozen=True)
 class Limits:
-    """Fewest and most pixels: of an image, and of all frames of a video together."""
+    """Fewest and most pixels: of an image, and of all frames of a video together; `frame_tokens` of one frame of a live
+    stream, and with `capped` of every video."""
 
     image: tuple[int, int] = (65536, 16777216)
     video: tuple[int, int] = (4096, 25165824)
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    frame_tokens: int = 768
+    capped: bool = False
 
     @classmethod
     def read(cls, processor: dict[str, Any]) -> Limits:
@@ -37,8 +40,18 @@ class Limits:
         image, video = processor.get("image_processor", processor), processor.get("video_processor", {})
         if image.get("resample", 3) != 3:
             raise UnsupportedError(f"Images resampled in the way {image['resample']!r} are not supported yet.")
+        cap, capped = video.get("max_video_tokens") or cls.frame_tokens, bool(video.get("cap_pixels_per_frame"))
+        if isinstance(cap, bool) or not isinstance(cap, int) or cap < 1:
+            raise ValueError(f"max_video_tokens is {cap!r:.40}")
         mean, std = (tuple(image.get(f"image_{name}", getattr(cls, name))) for name in ("mean", "std"))
-        return cls(_edges(image, cls.image), _edges(video, cls.video), mean, std)
+        return cls(_edges(image, cls.image), _edges(video, cls.video), mean, std, cap, capped)
+
+    def of_video(self, frames: int, factor: int, live: bool = False) -> tuple[int, int]:
+        """Fewest and most pixels of so many frames together; a token is `factor` x `factor` pixels."""
+        least, most = self.video
+        if not (live or self.capped):
+            return least, most
+        return least, frames * max(min(self.frame_tokens * factor**2, most // frames), int(1.05 * least))
 
 
 def _edges(processor: dict[str, Any], usual: tuple[int, int]) -> tuple[int, int]:

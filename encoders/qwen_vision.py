@@ -1,10 +1,11 @@
-"""The vision tower of Qwen3.5: a ViT over 16 x 16 patches of two frames, 2 x 2 of them merged into a token.
+"""The vision tower of Qwen3-VL and Qwen3.5: a ViT over 16 x 16 patches of two frames, 2 x 2 of them merged to a token.
 
 Patches are embedded by one matrix (a convolution whose stride is its size), a learned 48 x 48 table of positions is
 stretched over the grid, and queries and keys rotate by row and column. Attention stays within a step: an image (shown
-twice) or a pair of frames, so that a video is a row of images, each with its time as text before it.
+twice) or a pair of frames, so that a video is a row of images, each with its time as text before it. Qwen3-VL merges
+what some inner blocks say as well (DeepStack, Meng et al. 2024): parts of the embedding for the first decoder layers.
 
-Letters: N steps, L = h x w patches, D tower width, M decoder width.
+Letters: N steps, L = h x w patches, D tower width, M decoder width, S deepstack blocks.
 """
 
 from __future__ import annotations
@@ -22,14 +23,18 @@ from fluvial.adapters.linear import Linear
 from fluvial.adapters.lora import Route
 from fluvial.adapters.norm import LayerNorm
 from fluvial.encoders.frame import Frame
-from fluvial.encoders.layout import Layout
+from fluvial.encoders.layout import Layout, Viewing
+from fluvial.encoders.qwen_frames import Watching
 from fluvial.encoders.qwen_layout import step_layout
 from fluvial.encoders.qwen_pixels import Limits, fitted, patches, pixels
+from fluvial.encoders.towers import Tower
+from fluvial.encoders.video_reader import VideoReader
 
 
 @dataclass(frozen=True)
 class QwenVisionConfig:
-    """The shape of the tower; `side` of the position table, `gelu` of the blocks ("tanh" or "none": exact)."""
+    """The shape of the tower; `side` of the position table, `gelu` of the blocks ("tanh" or "none": exact), `deepstack`
+    the blocks whose outputs are embedded too, in rising order."""
 
     d_model: int
     width: int
@@ -42,7 +47,9 @@ class QwenVisionConfig:
     side: int = 48
     gelu: str = "tanh"
     theta: float = 10000.0
+    deepstack: tuple[int, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    watching: Watching = field(default_factory=Watching)
 
 
 class QwenBlock(nn.Module):
@@ -63,34 +70,55 @@ class QwenBlock(nn.Module):
         return x + self.down(F.gelu(self.up(self.norm2(x), route), approximate=self.gelu), route)
 
 
-class QwenVision(nn.Module):
+class Merger(nn.Module):
+    """The merge x merge patches of a token, in a row: [N, L, D] -> [N, L / 4, M]. The norm sees a patch, or with
+    `whole` all of a token's."""
+
+    def __init__(self, config: QwenVisionConfig, whole: bool = False) -> None:
+        super().__init__()
+        self.patches, self.whole = config.merge**2, whole
+        merged = self.patches * config.width
+        self.norm = LayerNorm(merged if whole else config.width, 1e-6)
+        self.up, self.down = Linear(merged, merged, bias=True), Linear(merged, config.d_model, bias=True)
+
+    def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
+        x = x if self.whole else self.norm(x)
+        x = rearrange(x, "n (t merge) d -> n t (merge d)", merge=self.patches)
+        x = self.norm(x) if self.whole else x
+        return self.down(F.gelu(self.up(x, route)), route)
+
+
+class QwenVision(Tower):
     """Pixels to decoder embeddings."""
 
     def __init__(self, config: QwenVisionConfig) -> None:
         super().__init__()
-        self.config, merged = config, config.merge**2 * config.width
+        self.config = config
         self.frames_per_step = config.frames
         self.patch_embed = Linear(3 * config.frames * config.patch**2, config.width, bias=True)
         self.positions = nn.Parameter(torch.zeros(config.side**2, config.width))
         self.blocks = nn.ModuleList(QwenBlock(config) for _ in range(config.depth))
-        self.norm = LayerNorm(config.width, 1e-6)
-        self.merge_up, self.merge_down = Linear(merged, merged, bias=True), Linear(merged, config.d_model, bias=True)
+        self.merger = Merger(config)
+        self.deepstack = nn.ModuleList(Merger(config, whole=True) for _ in config.deepstack)
 
     def forward(self, x: Tensor, grid: tuple[int, int], route: Route | None = None) -> Tensor:
-        """Patches [N, L, pixels] of a grid of h x w, in merge order -> embeddings [N, L / 4, M]."""
+        """Patches [N, L, pixels] of a grid of h x w, in merge order -> embeddings [N, L / 4, M (1 + S)]."""
         x = self.patch_embed(x, route) + self._table(grid).to(x.dtype)
         angles = self._angles(grid, x.device)
-        for block in self.blocks:
+        parts, mergers = [], dict(zip(self.config.deepstack, self.deepstack, strict=True))
+        for i, block in enumerate(self.blocks):
             x = block(x, angles, route)
-        tokens = rearrange(self.norm(x), "n (t merge) d -> n t (merge d)", merge=self.config.merge**2)
-        return self.merge_down(F.gelu(self.merge_up(tokens, route)), route)
+            if i in mergers:
+                parts.append(mergers[i](x, route))
+        return torch.cat([self.merger(x, route), *parts], -1)
 
     @torch.no_grad()
     def encode(
         self, frames: Sequence[Frame], route: Route | None = None, *, video: bool, total: int | None = None
     ) -> Tensor:
-        """Frames of one size -> [images, or pairs; tokens; M]. `total`: the frames of the whole video, which share its
-        pixels; those given by default. An odd last frame is repeated. Raises `UsageError` for no frames."""
+        """Frames of one size -> [images, or pairs; tokens; M (1 + S)]. `total`: the frames of the whole video, which
+        share its pixels; without it, as for a live stream, each has a budget of its own. An odd last frame is repeated.
+        Raises `UsageError` for no frames."""
         size = self._size(frames, video, total)
         pictures = pixels(frames, size, self.config.limits)[:, None]
         if video:
@@ -109,6 +137,10 @@ class QwenVision(nn.Module):
         times = [(pair[0].t + pair[-1].t) / 2 for pair in pairs] if video else [None] * len(frames)
         return [step_layout(height, width, t) for t in times]
 
+    def viewing(self, source: VideoReader, *, fps: float | None, count: int | None, most: int | None) -> Viewing:
+        """The frames of a file to look at."""
+        return self.config.watching.viewing(source, fps=fps, count=count, most=most)
+
     def tokens(self, video: bool) -> int:
         """Tokens of an image or of one pair of frames, at most."""
         cell = (self.config.patch * self.config.merge) ** 2
@@ -121,7 +153,8 @@ class QwenVision(nn.Module):
         shape, factor = (frames[0].height, frames[0].width), self.config.patch * self.config.merge
         if not video:
             return fitted(*shape, factor, self.config.limits.image)
-        return fitted(*shape, factor, self.config.limits.video, max(self.frames_per_step, total or len(frames)))
+        count = max(self.frames_per_step, total or len(frames))
+        return fitted(*shape, factor, self.config.limits.of_video(count, factor, live=total is None), count)
 
     def _table(self, grid: tuple[int, int]) -> Tensor:
         """The learned positions stretched over the grid, [L, D] in merge order."""

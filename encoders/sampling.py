@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from fluvial.adapters.errors import UsageError
 from fluvial.encoders.frame import Frame, FrameList, FrameSource, Pending
@@ -41,12 +41,17 @@ def sample(
     Raises:
         UsageError: `fps` and `count` together, or a number that is not positive.
     """
-    _check(fps, max_frames, count)
+    check(fps, max_frames, count)
     frames = source if isinstance(source, FrameSource) else FrameList(source)
     most = min((n for n in (count, max_frames) if n is not None), default=None)
     if most is not None:
         return _bounded(frames, fps, most)
     return iter(frames) if fps is None else _at_ticks(frames, fps)
+
+
+def at_times(source: FrameSource, times: Sequence[float]) -> Iterator[Frame]:
+    """The frame on the screen at each of the rising `times` (seconds); one that fills several comes once."""
+    return _on_screen(source.pending(), times)
 
 
 def _bounded(frames: FrameSource, fps: float | None, most: int) -> Iterator[Frame]:
@@ -59,10 +64,11 @@ def _bounded(frames: FrameSource, fps: float | None, most: int) -> Iterator[Fram
     elif fps is not None and extent.seconds * fps <= most:
         yield from _first(_at_ticks(frames, fps), most)
     else:
-        yield from _on_screen(frames.pending(), extent.seconds, most)
+        yield from _on_screen(frames.pending(), [(part + 0.5) * extent.seconds / most for part in range(most)])
 
 
-def _check(fps: float | None, max_frames: int | None, count: int | None) -> None:
+def check(fps: float | None, max_frames: int | None, count: int | None) -> None:
+    """Raises UsageError for wishes that cannot be met, as `sample` does."""
     if fps is not None and count is not None:
         raise UsageError("fps and count are both given.", "They are two ways to choose frames.", "Give one of them.")
     for name, number in (("fps", fps), ("max_frames", max_frames), ("count", count)):
@@ -86,21 +92,21 @@ def _at_ticks(frames: FrameSource, fps: float) -> Iterator[Frame]:
             tick = math.floor((step.t + _NOISE) * fps) + 1
 
 
-def _on_screen(steps: Iterator[Pending], span: float, count: int) -> Iterator[Frame]:
-    """The frames on the screen in the middle of each of `count` equal parts of `span` seconds."""
+def _on_screen(steps: Iterator[Pending], times: Sequence[float]) -> Iterator[Frame]:
+    """The frames on the screen at each of the rising times."""
     part = 0
     held: Pending | None = None
     for step in steps:
-        if part == count:
+        if part == len(times):
             continue  # nothing more is wanted, but the reader's report shall be complete
-        if held is not None and step.t > (part + 0.5) * span / count + _NOISE:
+        if held is not None and step.t > times[part] + _NOISE:
             if (frame := held.frame()) is not None:
                 yield frame
-            while part < count and step.t > (part + 0.5) * span / count + _NOISE:
+            while part < len(times) and step.t > times[part] + _NOISE:
                 part += 1
             held = None
         # Only the next frame tells whether this one is wanted, so it is held until then.
-        if part < count:
+        if part < len(times):
             held = step.held() or held
     if held is not None and (frame := held.frame()) is not None:
         yield frame

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fluvial.adapters.lora import Route
+from fluvial.adapters.errors import UnsupportedError
 from fluvial.encoders.layout import Layout
 from fluvial.engine.model import Model
+from fluvial.engine.plugins import Blend
 from fluvial.models.state import State
 
 CHUNK = 512  # tokens fed at once
@@ -27,11 +28,24 @@ class Feed:
     model: Model
     state: State
     logits: Tensor | None = None
-    route: Route | None = None
+    route: Blend | None = None
 
     @classmethod
-    def start(cls, model: Model, route: Route | None = None) -> Feed:
-        return cls(model, model.decoder.init_state(), None, route)
+    def start(cls, model: Model, route: Blend | None = None) -> Feed:
+        return cls(model, model.decoder.init_state(route=route), None, route)
+
+    def under(self, route: Blend | None) -> Feed:
+        """The same feed, going on with another route. Raises `UnsupportedError` where it would have begun otherwise."""
+        starts = self.model.plugins.starts
+        if starts(route) == starts(self.route):
+            return replace(self, route=route)
+        if self.position == 0:
+            return Feed.start(self.model, route)
+        raise UnsupportedError(
+            "A state plugin says how a session begins.",
+            f"This one has read {self.position} tokens.",
+            "Open a new session with it.",
+        )
 
     @property
     def position(self) -> int:
@@ -43,13 +57,14 @@ class Feed:
         if not ids:
             return self
         table = torch.tensor([ids], device=self.model.decoder.device)
-        return self.embeddings(self.model.decoder.embed(table)[0])
+        return self.embeddings(self.model.decoder.embed(table, self.route)[0])
 
     def step(self, x: Tensor, layout: Layout) -> Feed:
         """After one step of a medium: its embeddings x [T, D] and the words around them."""
         encode = self.model.tokenizer.encode
         before, after = (encode("".join(texts), special=True, first=False) for texts in (layout.before, layout.after))
-        return self.ids(before).embeddings(x, layout.positions).ids(after)
+        lead = encode(layout.lead, special=False, first=False)
+        return self.ids([*lead, *before]).embeddings(x, layout.positions).ids(after)
 
     @torch.no_grad()
     def embeddings(self, x: Tensor, positions: Tensor | None = None) -> Feed:

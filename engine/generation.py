@@ -16,11 +16,13 @@ TOP_K = 50  # what Transformers takes where a sampling checkpoint gives none
 
 @dataclass(frozen=True)
 class Generation:
-    """`sampling` is greedy unless the file says `do_sample`; `eos_ids` end an answer; `max_tokens` None: no advice."""
+    """`sampling` is greedy unless the file says `do_sample`; `eos_ids` and texts (`stop`) end an answer; `max_tokens`
+    None: no advice."""
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
     eos_ids: frozenset[int] = frozenset()
     max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, folder: Path, eos_ids: Iterable[int] = ()) -> Generation:

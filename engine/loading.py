@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,19 @@ import torch
 from torch import nn
 
 from fluvial.adapters.errors import IntegrityError, UnsupportedError
+from fluvial.adapters.packed import Manifest, Packed, formats_of, is_packed, own_plan, prepare
 from fluvial.adapters.pth import PthWeights, opened, torch_file
-from fluvial.adapters.weights import Plan, fill
+from fluvial.adapters.recipes import TOWER, Recipe
+from fluvial.adapters.weights import Plan, Source, fill
 from fluvial.encoders import towers
 from fluvial.engine.tokenizer_files import read_json
 from fluvial.models import checkpoints
 from fluvial.models.decoder import Decoder
+from fluvial.models.mtp import Mtp
 
 LARGEST_CONFIG = 16 << 20  # bytes
 MOST_LAYERS = 4096  # a config with more is damaged: building so many modules would take all memory by itself
+DRAFT = "draft"  # the drafting head's key, where matrices are named
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
 
 
@@ -30,16 +35,27 @@ class Parts:
     config: dict[str, Any]
     decoder: Decoder
     tower: Any
+    draft_head: Mtp | None = None
+    recipe: str | None = None
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """The modules on the meta device: every shape, no memory. `plan` and the tower's say where tensors go."""
+    """The modules on the meta device: every shape, no memory. `plan` and the others' say where tensors go. `draft`: a
+    head that the family publishes, whether or not these weights hold it (`holds_draft`)."""
 
     config: dict[str, Any]
     decoder: Decoder
     plan: Plan
-    vision: tuple[nn.Module, Plan] | None
+    vision: tuple[towers.Tower, Plan] | None
+    draft: tuple[Mtp, Plan] | None = None
+
+    def holds_draft(self, names: Iterable[str]) -> bool:
+        """Whether any of these tensors belongs to the head for drafting."""
+        if self.draft is None:
+            return False
+        rule = own_plan(DRAFT) if is_packed(self.config) else self.draft[1]
+        return any(rule(name) is not None for name in names)
 
 
 def read_config(place: Path) -> dict[str, Any]:
@@ -84,7 +100,8 @@ def read_shapes(place: Path) -> Shapes:
     try:
         with torch.device("meta"):  # shapes only: every value comes from the file
             decoder, vision = Decoder(family.decoder_config(config)), towers.build(config, processor_of(place))
-        return Shapes(config, decoder, family.plan(config), vision)
+            draft = checkpoints.draft_head(config)
+        return Shapes(config, decoder, family.plan(config), vision, draft)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
         raise IntegrityError(
             f"{place / 'config.json'} does not describe a {config['model_type']} model.",
@@ -93,20 +110,49 @@ def read_shapes(place: Path) -> Shapes:
         ) from error
 
 
-def load_parts(place: Path, dtype: torch.dtype = torch.float32) -> Parts:
-    """Decoder and tower of a folder with their weights in `dtype`, read tensor by tensor; no tokenizer is needed.
+def stored_names(place: Path) -> list[str]:
+    """The names of a folder's tensors, without reading them: from the index, or from the weights' own header; none
+    where neither is here."""
+    index = read_json(place / "model.safetensors.index.json").get("weight_map")
+    if isinstance(index, dict):
+        return list(index)
+    return opened(place).names() if (place / "model.safetensors").is_file() or torch_file(place) else []
+
+
+def load_parts(place: Path, dtype: torch.dtype | None = None, recipe: Recipe | None = None) -> Parts:
+    """Decoder and tower of a folder, read tensor by tensor, their matrices stored as the recipe says; no tokenizer is
+    needed. `dtype`: what the model computes in, the recipe's or fp32 by default.
 
     Raises `ModelNotFoundError`, `IntegrityError` or `UnsupportedError`; nothing is half loaded.
     """
-    return fill_shapes(read_shapes(place), place, dtype)
+    return fill_shapes(read_shapes(place), place, dtype, recipe)
 
 
-def fill_shapes(shapes: Shapes, place: Path, dtype: torch.dtype) -> Parts:
+def fill_shapes(shapes: Shapes, place: Path, dtype: torch.dtype | None = None, recipe: Recipe | None = None) -> Parts:
     """The second half of `load_parts`: the values into the modules. The shapes cannot be used again."""
+    manifest = Manifest.read(shapes.config)
+    source: Source = opened(place) if manifest is None else Packed(place)
+    modules = filled_modules(shapes, source.names())
+    bare = {key: module for key, (module, _) in modules.items()}
+    if manifest is not None:
+        recipe = manifest.checked(place, recipe)
+        prepare(bare, manifest.formats)
+    computes = dtype or (torch.float32 if recipe is None else recipe.dtype)
+    fill(modules, source, computes, {} if manifest is not None or recipe is None else formats_of(recipe, bare))
+    for module in bare.values():
+        module.eval()
+    name = manifest.recipe if manifest is not None else None if recipe is None else recipe.name
+    draft: Any = bare.get(DRAFT)
+    return Parts(shapes.config, shapes.decoder, bare.get(TOWER), draft, name)
+
+
+def filled_modules(shapes: Shapes, names: Iterable[str]) -> dict[str, tuple[nn.Module, Plan]]:
+    """The modules that weights with these names are for, and where each goes."""
     modules: dict[str, tuple[nn.Module, Plan]] = {"decoder": (shapes.decoder, shapes.plan)}
     if shapes.vision is not None:
-        modules["vision"] = shapes.vision
-    fill(modules, opened(place), dtype)
-    for module, _ in modules.values():
-        module.eval()
-    return Parts(shapes.config, shapes.decoder, None if shapes.vision is None else shapes.vision[0])
+        modules[TOWER] = shapes.vision
+    if shapes.draft is not None and shapes.holds_draft(names):
+        modules[DRAFT] = shapes.draft
+    if is_packed(shapes.config):
+        return {key: (module, own_plan(key)) for key, (module, _) in modules.items()}
+    return modules

@@ -5,10 +5,11 @@ Frames stream: a video is decoded, sampled and encoded a few steps at a time, an
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from fluvial.adapters.errors import UsageError
 from fluvial.adapters.lora import Route
 from fluvial.encoders.frame import MAX_PIXELS, Frame
 from fluvial.encoders.image import read_image
-from fluvial.encoders.layout import Layout
+from fluvial.encoders.layout import Layout, Viewing
 from fluvial.encoders.report import Report
+from fluvial.encoders.sampling import at_times, check
 from fluvial.encoders.video import open_video, sample
 from fluvial.engine.model import Model
 
@@ -60,18 +62,43 @@ class Encoding:
         self.kind = "image" if isinstance(medium, Image) else "video"
         self.frames, self._hash = 0, hashlib.sha256(self.kind.encode())
         self.report: Report | None = None
+        self._viewing: Viewing | None = None
         self._model, self._medium, self._route = model, medium, route
         if isinstance(medium, Image):  # unreadable files fail here, before anything is fed
             self._image = read_image(medium.source, max_pixels=medium.max_pixels)
         elif isinstance(medium, Video):
+            fps, count, most = None if medium.frames else medium.fps, medium.frames, medium.max_frames
+            check(fps, most, count)
             self._reader = open_video(medium.source)
+            if model.tower is not None:
+                with contextlib.ExitStack() as undo:
+                    undo.callback(self._reader.close)
+                    self._viewing = model.tower.viewing(self._reader, fps=fps, count=count, most=most)
+                    undo.pop_all()
 
     @property
     def digest(self) -> str:
         return self._hash.hexdigest()
 
+    @property
+    def part(self) -> dict[str, str]:
+        """Its place in a message. A template without videos gets an image: the frames as pictures in a row."""
+        media = self._model.template.media if self._model.template is not None else {}
+        return {"type": self.kind if self.kind in media or "image" not in media else "image"}
+
+    @property
+    def after(self) -> str:
+        """Plain text behind the last step, to be encoded as one with what follows."""
+        return self._viewing.after if self._viewing else ""
+
     def steps(self) -> Iterator[tuple[Tensor, Layout]]:
         """Embeddings [tokens, D] and how they enter the stream, one pair per image or video step, in order."""
+        lead = self._viewing.before if self._viewing else ""
+        for step, layout in self._read():
+            yield step, replace(layout, lead=lead + layout.lead)
+            lead = ""
+
+    def _read(self) -> Iterator[tuple[Tensor, Layout]]:
         if isinstance(self._medium, Image):
             yield from self._encoded([self._image])
         elif isinstance(self._medium, Video):
@@ -83,6 +110,8 @@ class Encoding:
             yield from self._batches(frames)
 
     def _sampled(self, video: Video) -> Iterator[Frame]:
+        if self._viewing is not None:
+            return at_times(self._reader, self._viewing.times)
         fps = None if video.frames else video.fps or self._model.processor.fps
         return sample(self._reader, fps=fps, count=video.frames, max_frames=video.max_frames)
 
@@ -105,6 +134,8 @@ class Encoding:
         """About how many frames the video will have, as far as that is known beforehand."""
         if not isinstance(self._medium, Video):
             return None
+        if self._viewing is not None:
+            return len(self._viewing.times)
         chosen, seconds = self._medium.frames, self._reader.duration
         if chosen is None and seconds is not None:
             chosen = math.ceil(seconds * (self._medium.fps or self._model.processor.fps))

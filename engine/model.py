@@ -15,15 +15,19 @@ from torch import Tensor
 from fluvial.adapters import chips, ops
 from fluvial.adapters.errors import IntegrityError, UnsupportedError, UsageError
 from fluvial.adapters.lora import Route
+from fluvial.adapters.recipes import TOWER, bytes_by_format, count, recipe
 from fluvial.encoders.frame import Frame
+from fluvial.engine import rwkv_chat
 from fluvial.engine.generation import Generation
 from fluvial.engine.loading import fill_shapes, read_shapes
+from fluvial.engine.plugins import Plugins
 from fluvial.engine.resolve import bundled, resolve
 from fluvial.engine.rwkv_tokenizer import WorldTokenizer
 from fluvial.engine.template import ChatTemplate
 from fluvial.engine.tokenizer import TextTokenizer, Tokenizer
 from fluvial.engine.tokenizer_files import read_json
 from fluvial.models.decoder import Decoder
+from fluvial.models.mtp import Mtp
 from fluvial.models.state import State
 
 __all__ = ["Model", "Processor", "bundled", "load_model", "resolve"]
@@ -53,11 +57,15 @@ class Model:
         template: ChatTemplate | None,
         processor: Processor,
         generation: Generation,
+        draft_head: Mtp | None = None,
+        recipe: str | None = None,
     ) -> None:
         self.name, self.folder, self.config = name, folder, config
         self.decoder, self.tower = decoder, tower
         self.tokenizer, self.template, self.processor = tokenizer, template, processor
-        self.generation = generation
+        self.generation, self.draft_head, self.recipe = generation, draft_head, recipe
+        self.plugins = Plugins(name, config, decoder, tower)
+        self.route: Route | None = None  # what a call takes where it names none
         self._fingerprint = ""
 
     @torch.no_grad()
@@ -66,22 +74,24 @@ class Model:
         them."""
         if ids.ndim != 2:
             raise UsageError(f"ids have shape {list(ids.shape)}.", "The model takes [batch, tokens].")
+        route = self.route if route is None else route
         vocab = self.decoder.config.vocab
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab:
             raise UsageError(f"A token id lies outside 0..{vocab - 1}.")
-        hidden, state = self.decoder(self.decoder.embed(ids.to(self.decoder.device)), state, route=route)
+        hidden, state = self.decoder(self.decoder.embed(ids.to(self.decoder.device), route), state, route=route)
         return self.decoder.logits(hidden, route), state
 
     def encode(
         self, frames: Sequence[Frame], *, video: bool, route: Route | None = None, total: int | None = None
-    ) -> Tensor:
-        """Pictures -> embeddings [images or video steps, tokens, D]. `total`: about how many frames the whole video
-        has. Raises `UnsupportedError` for a text-only model."""
+    ) -> Tensor | list[Tensor]:
+        """Pictures -> embeddings [images or video steps, tokens, D]; a list of [tokens, D] where an image may give
+        several steps. `total`: about how many frames the whole video has. Raises `UnsupportedError` for a text-only
+        model."""
         if self.tower is None:
             raise UnsupportedError(
                 f"{self.name} reads text only.", hint="Use a model with a vision tower, like pebble."
             )
-        embeddings: Tensor = self.tower.encode(frames, route, video=video, total=total)
+        embeddings: Tensor | list[Tensor] = self.tower.encode(frames, route, video=video, total=total)
         return embeddings
 
     def fingerprint(self) -> str:
@@ -93,49 +103,81 @@ class Model:
                 digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
             seen = self.tower and self.tower.config  # how pictures are cut to size
             digest.update(repr((self.processor, self.template and self.template.source, seen)).encode())
+            if self.recipe is not None:
+                digest.update(self.recipe.encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
     def explain(self) -> dict[str, Any]:
-        """What is on: blocks by kind, state and tape bytes, dtype, device, kernels."""
-        kinds = [block.kind for block in self.decoder.config.blocks]
+        """What is on: blocks by kind, state and tape bytes, dtype, weights' formats and bytes, device, kernels."""
+        named = {"decoder": self.decoder, TOWER: self.tower, "draft": self.draft_head}
+        modules = {key: module for key, module in named.items() if module is not None}
         empty = self.decoder.init_state()
         growing = any(not hasattr(leaf, "dtype") for leaf in empty.leaves.values())
         return {
             "model": self.name,
             "type": self.config["model_type"],
-            "blocks": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
-            "parameters": sum(p.numel() for m in (self.decoder, self.tower) if m is not None for p in m.parameters()),
+            "blocks": self.decoder.config.labels,
+            "parameters": count(modules),
             "dtype": str(self.decoder.dtype).removeprefix("torch."),
+            "quant": self.recipe or "none",
+            "weights": bytes_by_format(modules),
             "device": str(self.decoder.device),
             "state": "grows with the context" if growing else "constant",
             "state_bytes": empty.nbytes("recurrent"),
-            "media": [] if self.tower is None else ["image", "video"],
+            "draft_head": "none" if self.draft_head is None else "mtp",
+            "media": [] if self.tower is None else list(self.tower.reads),
+            "plugins": [info.name for info in self.plugins.list()],
             "kernels": ops.explain(self.decoder.device.type),
         }
 
 
-def load_model(name: str | Path = "pebble", *, dtype: str | torch.dtype | None = None, offline: bool = False) -> Model:
+def load_model(
+    name: str | Path = "pebble",
+    *,
+    dtype: str | torch.dtype | None = None,
+    quant: str | None = None,
+    plugin: str | Path | None = None,
+    offline: bool = False,
+) -> Model:
     """Loads a checkpoint folder, a `.pth` file, a bundled model or a hub name (`org/name`), tensor by tensor.
 
     `dtype` ("fp32", "bf16", ...) is what it computes in, fp32 by default; recurrences always run in fp32 or
-    wider. `offline`: a hub name comes from the hub's cache only. Raises `ModelNotFoundError`, `IntegrityError` or
-    `UnsupportedError`; nothing is half loaded.
+    wider. `quant` ("int8", "int4", "int4-small", "bf16", ...) is how its matrices are stored. `plugin`: a folder; calls
+    of the model go through it where they name no route. `offline`: a hub name comes from the hub's cache only. Raises
+    `UsageError`, `ModelNotFoundError`, `IntegrityError` or `UnsupportedError`; nothing is half loaded.
     """
     chips.load()
-    precision = _dtype(dtype)
+    precision, stored = dtype_of(dtype), None if quant is None else recipe(quant)
     place = resolve(name, offline=offline)
     shapes = read_shapes(place)  # all small files are read before the weights: what is wrong is known at once
     folder = place if place.is_dir() else place.parent
     tokenizer = _tokenizer(folder)
-    template = ChatTemplate.load(folder, tokenizer) if _has_template(folder) else None
+    template = _template(folder, tokenizer)
     processor = _processor(folder)
     generation = Generation.load(folder, tokenizer.eos_ids)
-    parts = fill_shapes(shapes, place, precision)
+    if template is not None and template.source == rwkv_chat.TEMPLATE:
+        generation = rwkv_chat.ending(generation)
+    parts = fill_shapes(shapes, place, precision, stored)
     parts.decoder.fingerprint()
-    return Model(
-        str(name), folder, parts.config, parts.decoder, parts.tower, tokenizer, template, processor, generation
+    if parts.draft_head is not None:
+        parts.draft_head.fingerprint()
+    model = Model(
+        str(name),
+        folder,
+        parts.config,
+        parts.decoder,
+        parts.tower,
+        tokenizer,
+        template,
+        processor,
+        generation,
+        parts.draft_head,
+        parts.recipe,
     )
+    if plugin is not None:
+        model.route = model.plugins.route(model.plugins.load(plugin).name)
+    return model
 
 
 def _tokenizer(folder: Path) -> TextTokenizer:
@@ -144,9 +186,11 @@ def _tokenizer(folder: Path) -> TextTokenizer:
     return Tokenizer.load(folder)
 
 
-def _has_template(folder: Path) -> bool:
+def _template(folder: Path, tokenizer: TextTokenizer) -> ChatTemplate | None:
     files = (folder / "chat_template.json", folder / "tokenizer_config.json")
-    return (folder / "chat_template.jinja").is_file() or any(read_json(f).get("chat_template") for f in files)
+    if (folder / "chat_template.jinja").is_file() or any(read_json(f).get("chat_template") for f in files):
+        return ChatTemplate.load(folder, tokenizer)
+    return rwkv_chat.chat_template(tokenizer) if isinstance(tokenizer, WorldTokenizer) else None
 
 
 def _processor(folder: Path) -> Processor:
@@ -158,10 +202,9 @@ def _processor(folder: Path) -> Processor:
     return Processor(keep, float(fps))
 
 
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    if dtype is None:
-        return torch.float32
-    if isinstance(dtype, torch.dtype):
+def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A dtype by its short name. Errors: UsageError that lists them."""
+    if dtype is None or isinstance(dtype, torch.dtype):
         return dtype
     if dtype not in DTYPES:
         raise UsageError(f"Unknown dtype '{dtype}'.", hint=f"One of {', '.join(DTYPES)}.")

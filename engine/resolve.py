@@ -17,6 +17,7 @@ from fluvial.models import checkpoints
 BUNDLED = Path(checkpoints.__file__).parents[1] / "pebble"
 DEFAULT = "delta"
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+CARD = "README.md"  # says the license
 WEIGHTS, OLD_WEIGHTS = ("*.safetensors",), ("pytorch_model.bin",)  # the old ones only where there are no others
 NOT_OURS = ("*/*", "consolidated*")  # other frameworks' copies of the same weights
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -33,7 +34,7 @@ def resolve(name: str | Path, *, offline: bool = False, weights: bool = True) ->
     """The folder (or `.pth` file) of a path, a bundled model's name or a hub name, or a `ModelNotFoundError`.
 
     `offline` looks in the hub's cache only, as HF_HUB_OFFLINE=1 does; without `weights` only the small files are
-    fetched (config, tokenizer, template).
+    fetched (config, tokenizer, template, model card).
     """
     text = str(name)
     if text == "pebble":
@@ -70,7 +71,7 @@ def _from_hub(repository: str, offline: bool, weights: bool) -> Path:
         )
 
     try:
-        folder = fetched(*SMALL_FILES, *(WEIGHTS if weights else ()))
+        folder = fetched(*SMALL_FILES, *(WEIGHTS if weights else (CARD,)))
         if weights and not any(folder.glob("*.safetensors")):
             folder = fetched(*SMALL_FILES, *OLD_WEIGHTS)
     except Exception as error:  # the hub's client has no common base: HTTP, cache, validation and socket errors

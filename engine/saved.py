@@ -9,8 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fluvial.adapters.errors import IntegrityError, UnsupportedError
-from fluvial.adapters.lora import Route
+from fluvial.adapters.errors import IntegrityError
 from fluvial.engine.feed import Feed
 from fluvial.engine.model import Model
 from fluvial.engine.snapshot import Snapshot
@@ -23,8 +22,6 @@ KIND, VERSION = "fluvial-session", "1"
 def save(now: Snapshot, path: Path) -> None:
     """Writes a session's memory atomically."""
     feed = now.feed
-    if feed.route:
-        raise UnsupportedError("Sessions with a plugin cannot be saved yet.", hint="Use snapshot() in this process.")
     tensors, about = feed.state.pack()
     tensors = {f"state.{name}": tensor for name, tensor in tensors.items()}
     if feed.logits is not None:
@@ -35,15 +32,17 @@ def save(now: Snapshot, path: Path) -> None:
         "messages": now.messages,
         "open_turn": now.open_turn,
         "fed": [_part_to_json(part) for part in now.fed],
+        "tail": now.tail,
         "media": now.media,
         "ids": now.ids,
     }
+    about |= {"plugins": json.dumps(feed.route.saved if feed.route else {})}
     about |= {"format": KIND, "version": VERSION, "name": feed.model.name, "whole_model": feed.model.fingerprint()}
     write_atomically(path, tensors, about | {"memory": json.dumps(memory)})
 
 
-def load(model: Model, path: Path, route: Route | None) -> Snapshot:
-    """Reads what `save` wrote; raises `IntegrityError` for damage or another model."""
+def load(model: Model, path: Path) -> Snapshot:
+    """Reads what `save` wrote; raises `IntegrityError` for damage, another model, or a plugin that is not loaded."""
     tensors, about = read_checked(path, KIND, VERSION)
     if about.get("whole_model") != model.fingerprint():
         raise IntegrityError(
@@ -55,16 +54,18 @@ def load(model: Model, path: Path, route: Route | None) -> Snapshot:
         state_tensors = {n.removeprefix("state."): t for n, t in tensors.items() if n.startswith("state.")}
         state = State.unpack(state_tensors, about, model.decoder.fingerprint())
         memory: dict[str, Any] = json.loads(about["memory"])
+        route = model.plugins.restored(json.loads(about.get("plugins", "{}")))
         return Snapshot(
             feed=Feed(model, state, tensors.get("logits"), route),
             messages=tuple(memory["messages"]),
             open_turn=tuple(memory["open_turn"]),
             fed=tuple(_part_from_json(part) for part in memory["fed"]),
+            tail=memory.get("tail", ""),
             media=tuple(memory["media"]),
             ids=tuple(memory["ids"]),
             sampler=tensors.get("sampler"),
         )
-    except (KeyError, ValueError, TypeError, IndexError) as error:
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise IntegrityError(
             f"{path} is damaged.", repr(error), "Restore it from a copy; nothing was loaded."
         ) from error

@@ -10,11 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Self
 
 from fluvial.adapters.errors import UnsupportedError, UsageError
-from fluvial.adapters.lora import Route
 from fluvial.encoders.frame import Frame
 from fluvial.engine import saved
 from fluvial.engine.answer import Answer
@@ -22,9 +22,10 @@ from fluvial.engine.events import Event, PushResult
 from fluvial.engine.feed import Feed
 from fluvial.engine.media import Encoding, Medium, medium_of
 from fluvial.engine.model import Model
+from fluvial.engine.plugins import Blend, Choice
 from fluvial.engine.sampling import Sampler, SamplingParams
 from fluvial.engine.snapshot import RECENT, Snapshot
-from fluvial.engine.template import Media, Part, Rewritten, encode_parts
+from fluvial.engine.template import Media, Part, Rewritten, Text, before_media, encode_parts, merged
 from fluvial.engine.text_stream import TextStream
 from fluvial.engine.turns import SENTINEL, as_history, before_sentinel
 
@@ -34,11 +35,11 @@ Progress = Callable[[int], None]  # called with the number of pictures seen so f
 class Session:
     """A conversation with one model; not for several threads at once."""
 
-    def __init__(self, model: Model, *, system: str | None = None, route: Route | None = None) -> None:
+    def __init__(self, model: Model, *, system: str | None = None, plugin: Choice = None) -> None:
         if model.template is None:
             raise UnsupportedError(f"{model.name} has no chat template.", hint="Use load_model and feed ids.")
         self.model, self._template = model, model.template
-        self._now = Snapshot(Feed.start(model, route))
+        self._now = Snapshot(Feed.start(model, model.plugins.route(plugin)))
         if system:
             self._now = replace(self._now, messages=({"role": "system", "content": system},))
 
@@ -63,7 +64,7 @@ class Session:
                 return self._push_frame(medium)
             self._settle()
             encoding = Encoding(self.model, medium, self._now.feed.route)
-            self._extend([{"type": encoding.kind}], [encoding], progress)
+            self._extend([encoding.part], [encoding], progress)
             warning = encoding.report.message() if encoding.report and _damaged(encoding.report) else ""
             return PushResult(self._now.new_tokens - before.new_tokens, encoding.frames, warning)
         except BaseException:
@@ -82,7 +83,7 @@ class Session:
         if self._now.waiting:
             encoding = Encoding(self.model, list(self._now.waiting), self._now.feed.route)
             self._now = replace(self._now, waiting=())
-            self._extend([{"type": "video"}], [encoding])
+            self._extend([encoding.part], [encoding])
 
     def _extend(self, parts: Sequence[dict[str, Any]], media: list[Encoding], progress: Progress | None = None) -> None:
         """Feeds more of the open turn: all that the template renders before the turn's end."""
@@ -108,24 +109,33 @@ class Session:
     def _feed_parts(self, parts: list[Part], media: list[Encoding], progress: Progress | None = None) -> None:
         began, now, queue = time.perf_counter(), self._now, list(media)
         feed, recent, digests, start, media_tokens = now.feed, list(now.ids), list(now.media), now.feed.position, 0
-        for run in encode_parts(parts, self.model.tokenizer, first=feed.position == 0):
-            if isinstance(run, list):
+        tail = now.tail
+        for words, medium in before_media(parts):
+            steps = queue[0].steps() if medium is not None else iter(())
+            opened = [(step, layout) for step, layout in islice(steps, 1)]
+            words = merged([Text(tail), *words, *(Text(layout.lead) for _, layout in opened)])
+            for run in encode_parts(words, self.model.tokenizer, first=feed.position == 0):
+                assert isinstance(run, list)
                 feed = feed.ids(run)
                 recent += run
+            tail = ""
+            if medium is None:
                 continue
             encoding, seen = queue.pop(0), 0
-            marker = self.model.tokenizer.id(run.text) if self.model.processor.keep_token else None
-            for step, layout in encoding.steps():
+            marker = self.model.tokenizer.id(medium.text) if self.model.processor.keep_token else None
+            for step, layout in chain(((step, replace(layout, lead="")) for step, layout in opened), steps):
                 feed = feed.ids([] if marker is None else [marker]).step(step, layout)
                 media_tokens += len(step)
                 if progress is not None and encoding.frames != seen:
                     seen = encoding.frames
                     progress(seen)
             digests.append(encoding.digest)
+            tail = encoding.after
         self._now = replace(
             self._now,
             feed=feed,
             fed=(*self._now.fed, *parts),
+            tail=tail,
             media=tuple(digests),
             ids=tuple(recent[-RECENT:]),
             new_tokens=now.new_tokens + feed.position - start,
@@ -142,6 +152,7 @@ class Session:
         max_tokens: int = 256,
         stop: str | Sequence[str] = (),
         commit: bool = True,
+        plugin: Choice = None,
         **sampling: Any,
     ) -> Iterator[Event]:
         """Ends the user's turn with `question` and streams the answer: `Token`s, then one `Done`.
@@ -150,16 +161,28 @@ class Session:
         checkpoint recommends (`model.generation`), greedy where it says nothing. With `commit=False` the
         answer comes from a fork: neither the question nor the answer enters this session. Closing the iterator
         cancels the answer; the session then stands after the last token that was given out.
+
+        `plugin` is for this question and its answer only ({}: the base alone); the session goes on with its own. The
+        past stays as it was read, unless the chat template rewrites it and it has to be read again.
         """
         if max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}.", "An answer has at least one token.")
-        params, stream = replace(self.model.generation.sampling, **sampling), TextStream(stop)
+        stops = [*self.model.generation.stop, *([stop] if isinstance(stop, str) else stop)]
+        params, stream = replace(self.model.generation.sampling, **sampling), TextStream(stops)
         session = self if commit else self.fork()
-        return session._answer(question, max_tokens, params, stream)
+        feed = self._now.feed if plugin is None else self._routed(plugin)
+        return session._answer(question, max_tokens, params, stream, feed.route)
 
-    def _answer(self, question: str, max_tokens: int, params: SamplingParams, stream: TextStream) -> Iterator[Event]:
+    def _answer(
+        self, question: str, max_tokens: int, params: SamplingParams, stream: TextStream, route: Blend | None
+    ) -> Iterator[Event]:
         before = self._now
-        self._settle()
+        try:
+            self._now = replace(before, feed=before.feed.under(route))
+            self._settle()
+        except BaseException:
+            self._now = before
+            raise
         content = [*self._now.open_turn, *([{"type": "text", "text": question}] if question else [])]
         if not content:
             self._now = before
@@ -179,6 +202,7 @@ class Session:
             yield from answer.tokens(max_tokens)
         finally:
             self._finish(asked, prompt, message, answer)
+            self._now = replace(self._now, feed=replace(self._now.feed, route=before.feed.route))
         yield answer.done()
 
     def _finish(self, asked: Snapshot, prompt: Snapshot, message: dict[str, Any], answer: Answer) -> None:
@@ -209,6 +233,20 @@ class Session:
         """Tokens in the session's memory."""
         return self._now.feed.position
 
+    @property
+    def plugin(self) -> dict[str, float]:
+        """The plugins that act, by name with their weights; {} for the base alone."""
+        route = self._now.feed.route
+        return {} if route is None else route.choice
+
+    def use(self, plugin: Choice) -> None:
+        """Goes on with another plugin or blend (None: the base alone); the past stays as it was read. Raises
+        `UnsupportedError` for a state plugin after the first token: it says how a session begins."""
+        self._now = replace(self._now, feed=self._routed(plugin or {}))
+
+    def _routed(self, plugin: Choice) -> Feed:
+        return self._now.feed.under(self.model.plugins.route(plugin, beside=self._now.feed.route))
+
     def nbytes(self, kind: str = "all") -> int:
         """Bytes of the decoder state: "recurrent", "tape" or "all"."""
         return self._now.feed.state.nbytes(kind)
@@ -235,10 +273,11 @@ class Session:
         saved.save(self._now, Path(path))
 
     @classmethod
-    def load(cls, model: Model, path: str | Path, *, route: Route | None = None) -> Session:
-        """A saved session, in any process; raises `IntegrityError` for a damaged file or another model."""
+    def load(cls, model: Model, path: str | Path) -> Session:
+        """A saved session, in any process; raises `IntegrityError` for a damaged file, another model, or a plugin that
+        is not loaded."""
         session = cls(model)
-        session._now = saved.load(model, Path(path), route)
+        session._now = saved.load(model, Path(path))
         return session
 
     def __enter__(self) -> Self:

@@ -22,6 +22,7 @@ class Snapshot:
     messages: tuple[dict[str, Any], ...] = ()
     open_turn: tuple[dict[str, Any], ...] = ()  # parts of the user's turn that are fed already
     fed: tuple[Part, ...] = ()
+    tail: str = ""  # text behind the last medium, to be fed as one with what follows
     media: tuple[str, ...] = ()  # digests
     ids: tuple[int, ...] = ()  # recent token ids, for the repetition penalty
     sampler: Tensor | None = None

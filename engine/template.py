@@ -17,11 +17,12 @@ from typing import Any
 from fluvial.adapters.errors import FluvialError, UnsupportedError, UsageError
 from fluvial.engine.sandbox import compile_template, run_template
 from fluvial.engine.sandbox_budget import Limits
-from fluvial.engine.template_files import media_token, template_source
-from fluvial.engine.template_parts import Media, Part, Special, Text, Tracer, encode_parts, merged
+from fluvial.engine.template_files import media_token, shows_videos, template_source
+from fluvial.engine.template_parts import Media, Part, Special, Text, Tracer, before_media, encode_parts, merged
 from fluvial.engine.tokenizer import ControlToken, TextTokenizer, Tokenizer
 
-__all__ = ["ChatTemplate", "Continuation", "Limits", "Media", "Part", "Rewritten", "Special", "Text", "encode_parts"]
+__all__ = ["ChatTemplate", "Continuation", "Limits", "Media", "Part", "Rewritten", "Special", "Text"]
+__all__ += ["before_media", "encode_parts", "merged"]
 
 Message = Mapping[str, Any]
 _MEDIA = ("image", "video")
@@ -78,6 +79,7 @@ class ChatTemplate:
         tokenizer = tokenizer or Tokenizer.load(folder)
         source = template_source(folder, name)
         media = {kind: token for kind in _MEDIA if (token := media_token(folder, kind, tokenizer))}
+        source = shows_videos(source, media.get("video"))
         return cls(source, controls=tokenizer.controls, media=media, names=tokenizer.names)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **extra: Any) -> str:

@@ -36,4 +36,17 @@ def media_token(folder: Path, kind: str, tokenizer: TextTokenizer) -> str | None
         return named
     config = read_json(folder / "config.json")
     found = config.get(f"{kind}_token_id", config.get(f"{kind}_token_index"))
-    return next((token.text for token in tokenizer.controls if token.id == found), None)
+    placeholder = _UNNAMED.get((config.get("model_type"), kind))
+    return next((token.text for token in tokenizer.controls if token.id == found), placeholder)
+
+
+# what no file of a folder says: SmolVLM2's templates are older than its videos
+_UNNAMED: dict[tuple[object, str], str] = {("smolvlm", "video"): "<video>"}
+_AN_IMAGE = "{% elif line['type'] == 'image' %}{{ '<image>' }}"
+
+
+def shows_videos(source: str, placeholder: str | None) -> str:
+    """The template with a place for videos where it has one for images, if it is SmolVLM2's without."""
+    if placeholder is None or placeholder in source:
+        return source
+    return source.replace(_AN_IMAGE, _AN_IMAGE + _AN_IMAGE.replace("image", placeholder.strip("<>")), 1)

@@ -15,7 +15,7 @@ control token, and puts the pieces together with its own, could build one.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,6 +170,19 @@ def encode_parts(parts: Iterable[Part], tokenizer: TextTokenizer, *, first: bool
                 runs.append(ids)
         first = False
     return runs
+
+
+def before_media(parts: Iterable[Part]) -> Iterator[tuple[list[Part], Media | None]]:
+    """The words before each medium, with it; then those behind the last one, if any, with None."""
+    words: list[Part] = []
+    for part in parts:
+        if isinstance(part, Media):
+            yield words, part
+            words = []
+        else:
+            words.append(part)
+    if words:
+        yield words, None
 
 
 def merged(parts: Iterable[Part]) -> list[Part]:

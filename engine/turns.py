@@ -8,9 +8,11 @@ show it. Without this a rewritten turn would need all of its past again, images 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import takewhile
 
+from fluvial.adapters.errors import FluvialError
 from fluvial.engine.snapshot import RECENT, Snapshot
-from fluvial.engine.template import ChatTemplate, Media, Part, Rewritten, Text, encode_parts
+from fluvial.engine.template import ChatTemplate, Media, Part, Rewritten, Text, before_media, encode_parts, merged
 
 SENTINEL = "\ue0f1\ue0f2"  # private-use characters: marks the end of what a turn holds so far
 
@@ -28,17 +30,52 @@ def before_sentinel(parts: list[Part]) -> list[Part]:
 
 def as_history(now: Snapshot, before: Snapshot, template: ChatTemplate) -> Snapshot:
     """`now`, a finished answer, as the template will show it from the next turn on; `before` stands at the end of the
-    user's turn, in front of the generation prompt. The same `now` where the template rewrites nothing."""
-    probe = [{"role": "user", "content": SENTINEL}]
-    if not isinstance(template.continuation(now.messages, probe, fed=now.fed, add_generation_prompt=False), Rewritten):
+    user's turn, in front of the generation prompt. The same memory where the template rewrites nothing, or only puts
+    the space itself that the answer began with: its message then goes without."""
+    said = now.messages[-1]
+    for content in dict.fromkeys((said["content"], said["content"].lstrip())):
+        unchanged = replace(now, messages=(*now.messages[:-1], {**said, "content": content}))
+        if _next_turn(template, unchanged, now.fed) is not None:
+            return unchanged
+    parts = _next_turn(template, now, before.fed)
+    if parts is None:  # it rewrites more than the last answer: the next turn has to start anew
         return now
-    found = template.continuation(now.messages, probe, fed=before.fed, add_generation_prompt=False)
-    if isinstance(found, Rewritten):  # it rewrites more than the last answer: the next turn has to start anew
-        return now
-    parts, feed, ids = before_sentinel(found.parts), before.feed, list(before.ids)
+    feed, ids = before.feed, list(before.ids)
     tokenizer = feed.model.tokenizer
     for run in encode_parts(parts, tokenizer, first=feed.position == 0):
         assert not isinstance(run, Media)
         feed = feed.ids(run)
         ids += run
     return replace(now, feed=feed, fed=(*before.fed, *parts), ids=tuple(ids[-RECENT:]))
+
+
+def _next_turn(template: ChatTemplate, now: Snapshot, fed: tuple[Part, ...]) -> list[Part] | None:
+    """What the next user's turn adds to `fed` before its content, whether that begins with text or with a medium; None
+    where the template writes what was fed differently."""
+    turns: list[list[Part]] = []
+    end = {"type": "text", "text": SENTINEL}
+    for content in (SENTINEL, *([{"type": kind}, end] for kind in template.media)):
+        try:
+            probe = [{"role": "user", "content": content}]
+            found = template.continuation(now.messages, probe, fed=fed, add_generation_prompt=False)
+        except FluvialError:
+            if content == SENTINEL:
+                raise
+            continue  # this template has no place for such a medium
+        if isinstance(found, Rewritten):
+            return None
+        words, _ = next(before_media(before_sentinel(found.parts)), ([], None))
+        turns.append(words)
+    return _shared(turns)
+
+
+def _shared(turns: list[list[Part]]) -> list[Part]:
+    """What all of them begin with."""
+    shared: list[Part] = []
+    for parts in zip(*turns, strict=False):
+        if len(set(parts)) > 1:
+            letters = zip(*(part.text if isinstance(part, Text) else "" for part in parts), strict=False)
+            head = "".join(column[0] for column in takewhile(lambda column: len(set(column)) == 1, letters))
+            return merged([*shared, Text(head)])
+        shared.append(parts[0])
+    return shared

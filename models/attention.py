@@ -17,12 +17,43 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fluvial.adapters.linear import Linear
-from fluvial.adapters.norm import RMSNorm
+from fluvial.adapters.norm import RMSNorm, rms_norm
+from fluvial.adapters.ops import op
 from fluvial.models.journal import Append, Count, Pending
 from fluvial.models.mixer import Mixer, Step, mixer
 from fluvial.models.rotary import Scaling, rotary_tables, rotate
 from fluvial.models.state import Leaf
 from fluvial.models.tape import Tape
+
+
+@op
+def head_rows(
+    x: Tensor, gain: Tensor | None, cos: Tensor | None, sin: Tensor | None, offset: float, eps: float
+) -> Tensor:
+    """Queries or keys x [B, T, H, D] through RMS norm over each head with gain [D], if any, and rotation by cos, sin
+    [B, T, 1, R], if any."""
+    if gain is not None:
+        wide = x if x.dtype == torch.float64 else x.float()
+        x = rms_norm(wide, gain.to(wide.dtype), offset, eps).to(x.dtype)
+    return x if cos is None or sin is None else rotate(x, cos, sin)
+
+
+@op
+def attend(q: Tensor, k: Tensor, v: Tensor, before: tuple[int, ...], scale: float | None) -> Tensor:
+    """q [B, T, H, D]; k, v [B, G, L, D], of which query t of row b sees the first before[b] + t + 1 -> [B, T, H, D]."""
+    tokens, heads, mask = q.shape[1], q.shape[2], None
+    if len(set(before)) > 1 or (tokens > 1 and before[0]):
+        last = torch.tensor(before, device=k.device)[:, None] + torch.arange(tokens, device=k.device)
+        mask = torch.arange(k.shape[2], device=k.device) <= last[:, None, :, None]
+    return F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k,
+        v,
+        attn_mask=mask,
+        is_causal=mask is None and tokens > 1,
+        scale=scale,
+        enable_gqa=heads != k.shape[1],
+    ).transpose(1, 2)
 
 
 @mixer("attention")
@@ -86,44 +117,38 @@ class Attention(Mixer):
             q, gate = q.chunk(2, -1)
         k = self.k_proj(x, step.route).unflatten(-1, (self.kv_heads, -1))
         v = self.v_proj(x, step.route).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
-        if self.whole_norm:
-            q, k = (norm(rows.flatten(-2)).view_as(rows) for norm, rows in ((self.q_norm, q), (self.k_norm, k)))
-        else:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = q.transpose(1, 2), k.transpose(1, 2)
-        if self.rotary:
-            cos, sin = step.memo(("rotary", self.rotary, self.theta, self.sections, self.scaling), self._tables)
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k = self._rows(q, self.q_norm, step), self._rows(k, self.k_norm, step).transpose(1, 2)
         pending: dict[str, Pending]
         if self.window:
-            o, pending = self._attend_ring(q, k, v, state, step)
+            o, pending = self._attend_ring(q.transpose(1, 2), k, v, state, step)
+            o = o.transpose(1, 2)
         else:
             tape = state["kv"]
             assert isinstance(tape, Tape)
-            o = self._attend_tape(q, *tape.peek(k.to(v.dtype), v), tape, step)
-            pending = {"kv": Append(tape, k.to(v.dtype), v)}
-        o = o.transpose(1, 2)
+            k = k.to(v.dtype)
+            keys, values = tape.peek(k, v)
+            o = attend(q.to(values.dtype), keys, values, tape.lengths, self.scale)
+            pending = {"kv": Append(tape, k, v)}
         if self.gate:
             o = o * gate.sigmoid()
         return self.o_proj(o.flatten(-2), step.route), pending
 
-    def _tables(self, step: Step) -> tuple[Tensor, Tensor]:
-        return rotary_tables(step.rotary, self.rotary, self.theta, self.sections, self.scaling)
+    def _rows(self, x: Tensor, norm: nn.Module, step: Step) -> Tensor:
+        """Queries or keys x [B, T, H, D], normed and rotated."""
+        gain, offset, eps, cos, sin = None, 0.0, 0.0, None, None
+        if self.whole_norm:
+            x = norm(x.flatten(-2)).view_as(x)
+        elif isinstance(norm, RMSNorm):
+            gain, offset, eps = norm.gain, norm.offset, norm.eps
+        if self.rotary:
+            key = ("rotary", self.rotary, self.theta, self.sections, self.scaling, x.dtype)
+            cos, sin = step.memo(key, lambda step: self._tables(step, x.dtype))
+        return x if gain is None and cos is None else head_rows(x, gain, cos, sin, offset, eps)
 
-    def _attend_tape(self, q: Tensor, k: Tensor, v: Tensor, tape: Tape, step: Step) -> Tensor:
-        mask, causal = None, False
-        if len(set(tape.lengths)) > 1 or (q.shape[2] > 1 and max(tape.lengths)):
-            key = torch.arange(k.shape[2], device=k.device)
-            mask = key <= step.positions[:, None, :, None]  # row b's keys stand at their own positions
-        else:
-            causal = q.shape[2] > 1
-        return self._softmax(q.to(v.dtype), k, v, mask, causal)
-
-    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        grouped = self.heads != self.kv_heads
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=grouped
-        )
+    def _tables(self, step: Step, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos, sin [B, T, 1, R]."""
+        cos, sin = rotary_tables(step.rotary, self.rotary, self.theta, self.sections, self.scaling)
+        return cos.to(dtype).transpose(1, 2), sin.to(dtype).transpose(1, 2)
 
     def _attend_ring(
         self, q: Tensor, k: Tensor, v: Tensor, state: dict[str, Leaf], step: Step
@@ -136,7 +161,14 @@ class Attention(Mixer):
         query = step.positions[:, None, :, None]
         mask = (key >= 0) & (key <= query) & ((key > query - self.window) | (key < self.sinks))
         k, v = k.to(old_k.dtype), v.to(old_v.dtype)
-        o = self._softmax(q.to(v.dtype), torch.cat([old_k, k], 2), torch.cat([old_v, v], 2), mask, False)
+        o = F.scaled_dot_product_attention(
+            q.to(v.dtype),
+            torch.cat([old_k, k], 2),
+            torch.cat([old_v, v], 2),
+            attn_mask=mask,
+            scale=self.scale,
+            enable_gqa=self.heads != self.kv_heads,
+        )
         return o, {
             "k": Ring(old_k, k, start, self.sinks, self.window),
             "v": Ring(old_v, v, start, self.sinks, self.window),

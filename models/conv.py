@@ -11,18 +11,22 @@ from fluvial.models.journal import Window
 
 
 @op
-def short_conv(rows: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
-    """rows [B, size-1 + T, C], taps [C, size] -> y [B, T, C] with y_t = bias + sum_j taps_j rows_{t+j}."""
+def short_conv(x: Tensor, past: Tensor, taps: Tensor, bias: Tensor | None, activate: bool) -> tuple[Tensor, Tensor]:
+    """x [B, T, C], past [B, size-1, C], taps [C, size] -> y [B, T, C] with y_t = bias + sum_j taps_j rows_{t+j},
+    through SiLU if asked, and rows [B, size-1 + T, C], past and x."""
+    rows = torch.cat([past, x], 1)
     # as a picture of height 1: rows already lie in channels-last order, the fast path of a depthwise convolution
-    return F.conv2d(rows.mT[:, :, None], taps[:, None, None], bias, groups=len(taps))[:, :, 0].mT
+    y = F.conv2d(rows.mT[:, :, None], taps[:, None, None], bias, groups=len(taps))[:, :, 0].mT
+    return F.silu(y) if activate else y, rows
 
 
 class ShortConv(nn.Module):
-    """Depthwise causal convolution over the last `size` tokens; its leaf holds the size - 1 inputs before x."""
+    """Depthwise causal convolution over the last `size` tokens, through SiLU if asked; its leaf holds the size - 1
+    inputs before x."""
 
-    def __init__(self, channels: int, size: int = 4, bias: bool = False) -> None:
+    def __init__(self, channels: int, size: int = 4, bias: bool = False, *, silu: bool = False) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.silu = size, silu
         self.taps = nn.Parameter(torch.empty(channels, size))
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
         nn.init.uniform_(self.taps, -(size**-0.5), size**-0.5)
@@ -32,6 +36,6 @@ class ShortConv(nn.Module):
 
     def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Window]:
         """x [B, T, C], past [B, size-1, C] -> y [B, T, C] and the window that follows."""
-        rows = torch.cat([past, x.to(past.dtype)], 1)
         bias = None if self.bias is None else self.bias.to(past.dtype)
-        return short_conv(rows, self.taps.to(past.dtype), bias), Window(rows, self.size - 1)
+        y, rows = short_conv(x.to(past.dtype), past, self.taps.to(past.dtype), bias, self.silu)
+        return y, Window(rows, self.size - 1)

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from fluvial.adapters.errors import IntegrityError, UsageError
 from fluvial.adapters.linear import Embedding, Linear
-from fluvial.adapters.lora import Route
+from fluvial.adapters.lora import Route, weighted
 from fluvial.adapters.norm import norm
+from fluvial.adapters.recipes import formats_in
 from fluvial.models import (  # noqa: F401  (they register)
     attention,
     feed_forward,
@@ -45,11 +46,20 @@ class BlockConfig:
     scale: float = 1.0
     norm_after: bool = False
 
+    @property
+    def label(self) -> str:
+        """The kind for people: branches by their own kinds, and attention that does not grow as such."""
+        if self.kind == "parallel":
+            return " beside ".join(branch["kind"] for branch in self.options["branches"].values())
+        return f"sliding {self.kind}" if self.options.get("window") else self.kind
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
     """Everything that shapes a decoder. `embed_norm` is RWKV's norm right after the embedding; `embed_scale` and
-    `logit_scale` multiply embeddings of ids and logits (Granite, Falcon-H1)."""
+    `logit_scale` multiply embeddings of ids and logits (Granite, Falcon-H1). `deepstack` (Meng et al. 2024): media may
+    bring a further part of width D for each of these blocks, which is added to what the block puts out (Qwen3-VL).
+    `wide_sum` keeps what the blocks add to in fp32, whatever the mixers compute in (Mamba's residual_in_fp32)."""
 
     vocab: int
     d_model: int
@@ -60,6 +70,14 @@ class DecoderConfig:
     embed_norm: bool = False
     embed_scale: float = 1.0
     logit_scale: float = 1.0
+    deepstack: tuple[int, ...] = ()
+    wide_sum: bool = False
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """How many blocks there are of each kind."""
+        labels = [block.label for block in self.blocks]
+        return {label: labels.count(label) for label in dict.fromkeys(labels)}
 
 
 class Block(nn.Module):
@@ -69,10 +87,13 @@ class Block(nn.Module):
         super().__init__()
         self.norm = norm(config.norm, config.d_model, config.norm_eps)
         self.mixer: Mixer = build(block.kind, config.d_model, **block.options)
-        self.scale, self.norm_after = block.scale, block.norm_after
+        self.scale, self.norm_after, self.wide = block.scale, block.norm_after, config.wide_sum
 
     def forward(self, x: Tensor, state: dict[str, Leaf], step: Step) -> tuple[Tensor, dict[str, Pending]]:
-        y, pending = self.mixer(x if self.norm_after else self.norm(x), state, step)
+        inner = x if self.norm_after else self.norm(x)
+        if self.wide:  # x is wider than what the mixer computes in
+            inner = inner.to(next(self.norm.parameters()).dtype)
+        y, pending = self.mixer(inner, state, step)
         return torch.add(x, self.norm(y) if self.norm_after else y, alpha=self.scale), pending
 
 
@@ -88,6 +109,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config, block) for block in config.blocks)
         self.norm = norm(config.norm, config.d_model, config.norm_eps)
         self.head = None if config.tied_head else Linear(config.d_model, config.vocab)
+        self.starts: dict[str, Mapping[str, Tensor]] = {}  # state plugin -> leaf -> [1, ...]
         self._fingerprint = ""
 
     @property
@@ -99,9 +121,9 @@ class Decoder(nn.Module):
     def device(self) -> torch.device:
         return next(self.norm.parameters()).device
 
-    def embed(self, ids: Tensor) -> Tensor:
+    def embed(self, ids: Tensor, route: Route | None = None) -> Tensor:
         """ids int64 [B, T] -> x [B, T, D]."""
-        x, scale = self.embedding.lookup(ids), self.config.embed_scale
+        x, scale = self.embedding.lookup(ids, route).to(self.dtype), self.config.embed_scale
         return x if scale == 1 else x * scale
 
     def logits(self, hidden: Tensor, route: Route | None = None) -> Tensor:
@@ -110,13 +132,18 @@ class Decoder(nn.Module):
         logits, scale = head(hidden, route), self.config.logit_scale
         return logits if scale == 1 else logits * scale
 
-    def init_state(self, batch: int = 1) -> State:
-        """The empty state of `batch` rows."""
+    def init_state(self, batch: int = 1, route: Route | None = None) -> State:
+        """The state of `batch` rows before their first token: empty, or what the routed state plugins learned."""
         leaves: dict[str, Leaf] = {}
         for i, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             for name, leaf in block.mixer.init_state(batch, self.dtype, self.device).items():
                 leaves[f"{i}.{name}"] = leaf
+        for plugin, strength in (route or {}).items():
+            for name, start in self.starts.get(plugin, {}).items():
+                empty = leaves[name]
+                assert isinstance(empty, Tensor)
+                leaves[name] = empty + weighted(start.expand_as(empty), strength)
         return State(leaves, (0,) * batch, self._fingerprint)
 
     @overload
@@ -151,14 +178,17 @@ class Decoder(nn.Module):
         route: Route | None = None,
         journal: bool = False,
     ) -> tuple[Tensor, State | Journal]:
-        """x [B, T, D] -> hidden [B, T, D] (normed, ready for `logits`) and the state after it.
+        """x [B, T, D] -> hidden [B, T, D] (normed, ready for `logits`) and the state after it. With n deepstack parts
+        behind it, x is [B, T, D (1 + n)]; text among media has zeros there.
 
         `lengths[b]` of the T tokens are real, the rest is padding at the end that no state ever sees. `positions`
         int64 [B, T] or [3, B, T] (time, row, column) rotate media tokens; text goes on behind the furthest of them
         (`state.rotary`). With `journal` nothing is committed: `journal.commit(n)` gives the state after any prefix.
         """
         batch, tokens = x.shape[:2]
-        state = self._checked(state, batch, tokens)
+        state = self._checked(state, batch, tokens, route)
+        if x.shape[2] not in (width := self.config.d_model, width * (1 + len(self.config.deepstack))):
+            raise UsageError(f"The embeddings are {x.shape[2]} wide, the model {width}.")
         limit = (tokens,) * batch if lengths is None else tuple(int(n) for n in lengths)
         if len(limit) != batch or any(not 0 <= n <= tokens for n in limit):
             raise UsageError(f"lengths {limit} do not fit an input of {batch} rows with {tokens} tokens.")
@@ -166,19 +196,25 @@ class Decoder(nn.Module):
             raise UsageError(f"positions {list(positions.shape)} do not fit {batch} rows with {tokens} tokens.")
         ragged = None if all(n == tokens for n in limit) else limit
         step = Step(state.position, tokens, x.device, ragged, journal, route, state.rotary, positions)
-        x = step.blank(x if self.embed_norm is None else self.embed_norm(x))
+        x, *parts = step.blank(x).split(self.config.d_model, -1)
+        deep = dict(zip(self.config.deepstack, parts, strict=False))  # all of them, or none
+        x = x if self.embed_norm is None else step.blank(self.embed_norm(x))
+        if self.config.wide_sum:
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
         pending: dict[str, Pending] = {}
         for i, block in enumerate(self.blocks):
             x, leaves = block(x, state.of_block(i), step)
+            if i in deep:
+                x = x + deep[i]
             pending |= {f"{i}.{name}": leaf for name, leaf in leaves.items()}
         result = Journal(state, pending, limit, positions)
-        return self.norm(x), result if journal else result.commit(limit)
+        return self.norm(x).to(self.dtype), result if journal else result.commit(limit)
 
-    def _checked(self, state: State | None, batch: int, tokens: int) -> State:
+    def _checked(self, state: State | None, batch: int, tokens: int, route: Route | None) -> State:
         if tokens < 1:
             raise UsageError("A forward needs at least one token.")
         if state is None:
-            return self.init_state(batch)
+            return self.init_state(batch, route)
         if state.batch != batch:
             raise UsageError(f"The state has {state.batch} rows, the input {batch}.")
         if state.model != self._fingerprint:
@@ -194,5 +230,7 @@ class Decoder(nn.Module):
             for name, tensor in sorted(self.state_dict().items()):
                 digest.update(name.encode())
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            if formats := formats_in({"decoder": self}):
+                digest.update(repr(sorted(formats.items())).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint

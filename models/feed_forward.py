@@ -6,9 +6,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fluvial.adapters.linear import Linear
+from fluvial.adapters.ops import op
 from fluvial.models.journal import Pending
 from fluvial.models.mixer import Mixer, Step, mixer
 from fluvial.models.state import Leaf
+
+
+@op
+def gated_silu(gate: Tensor, up: Tensor, scale: float) -> Tensor:
+    """gate, up [..., F] -> silu(scale * gate) * up."""
+    return F.silu(gate if scale == 1 else gate * scale) * up
 
 
 @mixer("swiglu")
@@ -22,9 +29,8 @@ class SwiGLU(Mixer):
         self.down_proj = Linear(d_ff, d_model, bias)
 
     def forward(self, x: Tensor, state: dict[str, Leaf], step: Step) -> tuple[Tensor, dict[str, Pending]]:
-        gate = self.gate_proj(x, step.route)
-        gate = gate if self.gate_scale == 1 else gate * self.gate_scale
-        return self.down_proj(F.silu(gate) * self.up_proj(x, step.route), step.route), {}
+        inner = gated_silu(self.gate_proj(x, step.route), self.up_proj(x, step.route), self.gate_scale)
+        return self.down_proj(inner, step.route), {}
 
 
 @mixer("relu2")

@@ -20,7 +20,7 @@ from fluvial.adapters.norm import RMSNorm
 from fluvial.adapters.ops import op
 from fluvial.models.conv import ShortConv
 from fluvial.models.journal import Final, Outer, Pending
-from fluvial.models.mixer import Mixer, Step, mixer
+from fluvial.models.mixer import Mixer, Step, blank, mixer
 from fluvial.models.state import Leaf, recurrent_dtype
 
 CHUNK = 32
@@ -76,6 +76,48 @@ def _tokens(chunks: list[Tensor], tokens: int) -> Tensor:
     return torch.stack(chunks, 1).transpose(2, 3).flatten(1, 2)[:, :tokens]
 
 
+@op
+def gated_delta_mix(
+    rows: Tensor,
+    a: Tensor,
+    b: Tensor,
+    z: Tensor,
+    A_log: Tensor,
+    dt_bias: Tensor,
+    gain: Tensor,
+    S: Tensor,
+    padding: Tensor | None,
+    k_heads: int,
+    hard: bool,
+    beta_scale: float,
+    qk_eps: float,
+    norm_eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """All between the convolution and the output projection. rows [B, T, ...] hold q | k | v of `k_heads`, `k_heads`
+    and H heads; a, b [B, T, H]; z [B, T, H * V]; A_log, dt_bias [H]; gain [V]; S [B, H, K, V]; padding bool [B, T]
+    -> y [B, T, H * V], k [B, T, H, K], delta [B, T, H, V], g [B, T, H], S'."""
+    H, K, V = S.shape[1:]
+    q, k, v = (
+        part.unflatten(-1, (heads, -1))
+        for part, heads in zip(rows.split([k_heads * K, k_heads * K, H * V], -1), (k_heads, k_heads, H), strict=True)
+    )
+    q, k = _unit(q, qk_eps) * K**-0.5, _unit(k, qk_eps)
+    if k_heads != H:
+        q, k = (part.repeat_interleave(H // k_heads, 2) for part in (q, k))
+    g = blank(-A_log.exp() * F.softplus(a + dt_bias), padding)
+    beta = (1.3 * b.sigmoid() - 0.2).clamp(0, 1) if hard else b.sigmoid()
+    beta = blank(beta if beta_scale == 1 else beta * beta_scale, padding)
+    o, delta, S_end = gated_delta(q, k, v, g, beta, S)
+    y = F.rms_norm(o, (V,), gain, norm_eps).flatten(-2) * F.silu(z)
+    return y, k, delta, g, S_end
+
+
+def _unit(rows: Tensor, eps: float) -> Tensor:
+    if not eps:
+        return F.normalize(rows, dim=-1, eps=1e-6)
+    return rows * (rows.square().sum(-1, keepdim=True) + eps).rsqrt()
+
+
 @mixer("gated_delta")
 class GatedDelta(Mixer):
     """Projections, short convolution, gates and output norm around `gated_delta`.
@@ -115,9 +157,9 @@ class GatedDelta(Mixer):
         self.in_proj_z = Linear(d_model, heads * d_v)
         self.in_proj_a, self.in_proj_b = Linear(d_model, heads), Linear(d_model, heads)
         if split:
-            self.q_conv, self.k_conv, self.v_conv = (ShortConv(width, conv) for width in self.widths)
+            self.q_conv, self.k_conv, self.v_conv = (ShortConv(width, conv, silu=True) for width in self.widths)
         else:
-            self.conv = ShortConv(sum(self.widths), conv)
+            self.conv = ShortConv(sum(self.widths), conv, silu=True)
         self.A_log, self.dt_bias = nn.Parameter(torch.empty(heads)), nn.Parameter(torch.empty(heads))
         self.norm = RMSNorm(d_v, norm_eps)
         self.out_proj = Linear(heads * d_v, d_model)
@@ -141,27 +183,17 @@ class GatedDelta(Mixer):
         S = state["S"]
         assert isinstance(S, Tensor)
         rows, windows = self._qkv(x, state, step)
-        q, k, v = (
-            F.silu(part).unflatten(-1, (heads, -1))
-            for part, heads in zip(rows, (self.k_heads, self.k_heads, self.heads), strict=True)
+        a, b, z = (proj(x, step.route).to(S.dtype) for proj in (self.in_proj_a, self.in_proj_b, self.in_proj_z))
+        A_log, dt_bias, gain = (part.to(S.dtype) for part in (self.A_log, self.dt_bias, self.norm.gain))
+        hard, eps = self.gate == "hard", self.norm.eps
+        y, k, delta, g, S_end = gated_delta_mix(
+            rows, a, b, z, A_log, dt_bias, gain, S, step.padding, self.k_heads, hard, self.beta_scale, self.qk_eps, eps
         )
-        q, k = self._unit(q) * self.d_k**-0.5, self._unit(k)
-        if self.heads != self.k_heads:
-            q, k = (rows.repeat_interleave(self.heads // self.k_heads, 2) for rows in (q, k))
-        a, b = (proj(x, step.route).to(S.dtype) for proj in (self.in_proj_a, self.in_proj_b))
-        g = step.blank(-self.A_log.to(S.dtype).exp() * F.softplus(a + self.dt_bias.to(S.dtype)))
-        beta = (1.3 * b.sigmoid() - 0.2).clamp(0, 1) if self.gate == "hard" else b.sigmoid()
-        beta = step.blank(beta if self.beta_scale == 1 else beta * self.beta_scale)
-        o, delta, S_end = gated_delta(q, k, v, g, beta, S)
-        z = self.in_proj_z(x, step.route).unflatten(-1, (self.heads, -1))
-        y = self.norm(o) * F.silu(z.to(S.dtype))
         pending = Outer(S, ((k, delta),), g.unsqueeze(-1)) if step.journal else Final(S_end)
-        return self.out_proj(y.flatten(-2).to(x.dtype), step.route), {"S": pending, **windows}
+        return self.out_proj(y.to(x.dtype), step.route), {"S": pending, **windows}
 
-    def _qkv(
-        self, x: Tensor, state: dict[str, Leaf], step: Step
-    ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Pending]]:
-        """q, k, v [B, T, ...] after their convolutions, and the windows that follow."""
+    def _qkv(self, x: Tensor, state: dict[str, Leaf], step: Step) -> tuple[Tensor, dict[str, Pending]]:
+        """q | k | v [B, T, ...] after their convolutions, and the windows that follow."""
         if self.split:
             (q, q_end), (k, k_end), (v, v_end) = (
                 conv(proj(x, step.route), state[name])
@@ -171,12 +203,6 @@ class GatedDelta(Mixer):
                     ("v_conv", self.v_proj, self.v_conv),
                 )
             )
-            return (q, k, v), {"q_conv": q_end, "k_conv": k_end, "v_conv": v_end}
+            return torch.cat([q, k, v], -1), {"q_conv": q_end, "k_conv": k_end, "v_conv": v_end}
         mixed, window = self.conv(self.in_proj_qkv(x, step.route), state["conv"])
-        q, k, v = mixed.split(self.widths, -1)
-        return (q, k, v), {"conv": window}
-
-    def _unit(self, rows: Tensor) -> Tensor:
-        if not self.qk_eps:
-            return F.normalize(rows, dim=-1, eps=1e-6)
-        return rows * (rows.square().sum(-1, keepdim=True) + self.qk_eps).rsqrt()
+        return mixed, {"conv": window}

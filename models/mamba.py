@@ -19,7 +19,7 @@ from fluvial.adapters.linear import Linear
 from fluvial.adapters.ops import op
 from fluvial.models.conv import ShortConv
 from fluvial.models.journal import Count, Final, Pending
-from fluvial.models.mixer import Mixer, Step, mixer
+from fluvial.models.mixer import Mixer, Step, blank, mixer
 from fluvial.models.state import Leaf, recurrent_dtype
 
 CHUNK = 32  # L states of [E, N] exist at a time
@@ -45,6 +45,26 @@ def _states(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, h: Tensor) -> list[Tens
         h = torch.addcmul(gain_t, decay_t, h)
         states.append(h)
     return states
+
+
+@op
+def mamba_mix(
+    u: Tensor,
+    dt: Tensor,
+    z: Tensor,
+    B: Tensor,
+    C: Tensor,
+    A_log: Tensor,
+    dt_bias: Tensor,
+    D: Tensor,
+    h: Tensor,
+    padding: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All between the projections. u, dt, z [B, T, E]; B, C [B, T, N]; A_log [E, N]; dt_bias, D [E]; h [B, E, N];
+    padding bool [B, T] -> y [B, T, E], the step sizes [B, T, E], h'."""
+    size = blank(F.softplus(dt + dt_bias), padding)
+    y, h_end = selective_scan(u, size, -A_log.exp(), B, C, h)
+    return (y + D * u) * F.silu(z), size, h_end
 
 
 @dataclass(frozen=True)
@@ -93,7 +113,7 @@ class Mamba(Mixer):
         super().__init__()
         self.d_inner, self.d_state, self.rank, self.bcdt_eps = d_inner, d_state, rank, bcdt_eps
         self.in_proj = Linear(d_model, 2 * d_inner, bias)
-        self.conv = ShortConv(d_inner, conv, conv_bias)
+        self.conv = ShortConv(d_inner, conv, conv_bias, silu=True)
         self.x_proj, self.dt_proj = Linear(d_inner, rank + 2 * d_state), Linear(rank, d_inner)
         self.A_log, self.dt_bias = nn.Parameter(torch.empty(d_inner, d_state)), nn.Parameter(torch.empty(d_inner))
         self.D = nn.Parameter(torch.ones(d_inner))
@@ -116,14 +136,12 @@ class Mamba(Mixer):
         assert isinstance(h, Tensor) and isinstance(past, Tensor)
         u, z = self.in_proj(x, step.route).chunk(2, -1)
         u, window = self.conv(u, past)
-        u = F.silu(u)
         low = self.x_proj(u.to(x.dtype), step.route).split([self.rank, self.d_state, self.d_state], -1)
         dt, B, C = (self._norm(rows.to(h.dtype)) for rows in low)
-        dt = F.softplus(self.dt_proj(dt.to(x.dtype), step.route).to(h.dtype) + self.dt_bias.to(h.dtype))
-        dt = step.blank(dt)
-        y, h_end = selective_scan(u, dt, -self.A_log.to(h.dtype).exp(), B, C, h)
-        y = (y + self.D.to(h.dtype) * u) * F.silu(z.to(h.dtype))
-        pending = Scan(h, u, dt, B, self.A_log) if step.journal else Final(h_end)
+        dt = self.dt_proj(dt.to(x.dtype), step.route)
+        dt, z, A_log, dt_bias, D = (part.to(h.dtype) for part in (dt, z, self.A_log, self.dt_bias, self.D))
+        y, size, h_end = mamba_mix(u, dt, z, B, C, A_log, dt_bias, D, h, step.padding)
+        pending = Scan(h, u, size, B, self.A_log) if step.journal else Final(h_end)
         return self.out_proj(y.to(x.dtype), step.route), {"h": pending, "conv": window}
 
     def _norm(self, rows: Tensor) -> Tensor:

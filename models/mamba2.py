@@ -20,7 +20,7 @@ from fluvial.adapters.norm import RMSNorm
 from fluvial.adapters.ops import op
 from fluvial.models.conv import ShortConv
 from fluvial.models.journal import Final, Outer, Pending
-from fluvial.models.mixer import Mixer, Step, mixer
+from fluvial.models.mixer import Mixer, Step, blank, mixer
 from fluvial.models.state import Leaf, recurrent_dtype
 
 CHUNK = 64
@@ -41,6 +41,47 @@ def ssd(X: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[
         h = rise[..., -1:, :] * h + (X_c * fall).mT @ B_c
         outputs.append(y.transpose(1, 2))
     return torch.cat(outputs, 1), h
+
+
+@op
+def mamba2_mix(
+    mixed: Tensor,
+    dt: Tensor,
+    z: Tensor,
+    A_log: Tensor,
+    dt_bias: Tensor,
+    D: Tensor,
+    gain: Tensor | None,
+    h: Tensor,
+    padding: Tensor | None,
+    norm_groups: int,
+    norm_before: bool,
+    eps: float,
+    dt_limit: tuple[float, float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All between the convolution and the output projection. mixed [B, T, H * P + 2 * groups * N] holds u | B | C;
+    dt [B, T, H]; z [B, T, H * P]; A_log, dt_bias, D [H]; gain [H * P], None without a norm; h [B, H, P, N]; padding
+    bool [B, T] -> y [B, T, H * P], X [B, T, H, P], log_decay [B, T, H], h'."""
+    H, P, N = h.shape[1:]
+    width = (mixed.shape[-1] - H * P) // 2
+    u, B, C = mixed.split([H * P, width, width], -1)
+    u = u.unflatten(-1, (H, P))
+    dt = blank(F.softplus(dt + dt_bias).clamp(*dt_limit), padding)
+    log_decay, X = -A_log.exp() * dt, u * dt[..., None]
+    y, h_end = ssd(X, log_decay, per_head(B, H, N), per_head(C, H, N), h)
+    y, gate = (y + D[:, None] * u).flatten(-2), F.silu(z)
+    if not norm_before:
+        y = y * gate
+    if gain is not None:
+        grouped = y.unflatten(-1, (norm_groups, -1))
+        y = F.rms_norm(grouped, grouped.shape[-1:], eps=eps).flatten(-2) * gain
+    return y * gate if norm_before else y, X, log_decay, h_end
+
+
+def per_head(rows: Tensor, heads: int, d_state: int) -> Tensor:
+    """rows [B, T, groups * N], each group's for its share of the heads -> [B, T, H, N]."""
+    grouped = rows.unflatten(-1, (-1, d_state))
+    return grouped.repeat_interleave(heads // grouped.shape[2], 2)
 
 
 @mixer("mamba2")
@@ -77,7 +118,7 @@ class Mamba2(Mixer):
         self.d_inner, self.dt_limit, self.norm_groups = heads * d_head, dt_limit, norm_groups
         self.widths = (self.d_inner, groups * d_state, groups * d_state)
         self.in_proj = Linear(d_model, self.d_inner + sum(self.widths) + heads, bias)
-        self.conv = ShortConv(sum(self.widths), conv, conv_bias)
+        self.conv = ShortConv(sum(self.widths), conv, conv_bias, silu=True)
         self.A_log, self.dt_bias = nn.Parameter(torch.empty(heads)), nn.Parameter(torch.empty(heads))
         self.D = nn.Parameter(torch.ones(heads))
         self.norm = RMSNorm(self.d_inner, norm_eps) if norm != "none" else nn.Identity()
@@ -103,27 +144,18 @@ class Mamba2(Mixer):
             projected = projected * step.memo(("ssd", self.scales, self.widths, x.dtype), lambda _: self._scales(x))
         z, mixed, dt = projected.split([self.d_inner, sum(self.widths), self.heads], -1)
         mixed, window = self.conv(mixed, past)
-        u, B, C = F.silu(mixed).split(self.widths, -1)
-        u = u.unflatten(-1, (self.heads, self.d_head))
-        B, C = (
-            rows.unflatten(-1, (self.groups, -1)).repeat_interleave(self.heads // self.groups, 2) for rows in (B, C)
+        gain, eps = (self.norm.gain.to(h.dtype), self.norm.eps) if isinstance(self.norm, RMSNorm) else (None, 0.0)
+        dt, z, A_log, dt_bias, D = (part.to(h.dtype) for part in (dt, z, self.A_log, self.dt_bias, self.D))
+        before = self.norm_at == "before"
+        y, X, log_decay, h_end = mamba2_mix(
+            mixed, dt, z, A_log, dt_bias, D, gain, h, step.padding, self.norm_groups, before, eps, self.dt_limit
         )
-        dt = step.blank(F.softplus(dt.to(h.dtype) + self.dt_bias.to(h.dtype)).clamp(*self.dt_limit))
-        log_decay = -self.A_log.to(h.dtype).exp() * dt
-        X = u * dt[..., None]
-        y, h_end = ssd(X, log_decay, B, C, h)
-        y, gate = (y + self.D.to(h.dtype)[:, None] * u).flatten(-2), F.silu(z.to(h.dtype))
-        y = self._norm(y) * gate if self.norm_at == "before" else self._norm(y * gate)
-        pending = Outer(h, ((X, B),), log_decay.unsqueeze(-1)) if step.journal else Final(h_end)
+        pending: Pending = Final(h_end)
+        if step.journal:
+            B = per_head(mixed.split(self.widths, -1)[1], self.heads, self.d_state)
+            pending = Outer(h, ((X, B),), log_decay.unsqueeze(-1))
         return self.out_proj(y.to(x.dtype), step.route), {"h": pending, "conv": window}
 
     def _scales(self, like: Tensor) -> Tensor:
         parts = zip((self.d_inner, *self.widths, self.heads), self.scales, strict=True)
         return torch.cat([like.new_full((width,), scale) for width, scale in parts])
-
-    def _norm(self, y: Tensor) -> Tensor:
-        if self.norm_groups == 1 or not isinstance(self.norm, RMSNorm):
-            return self.norm(y)
-        grouped = y.unflatten(-1, (self.norm_groups, -1))
-        normed = F.rms_norm(grouped, grouped.shape[-1:], eps=self.norm.eps).flatten(-2)
-        return normed * self.norm.gain.to(y.dtype)

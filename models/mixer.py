@@ -21,6 +21,13 @@ from fluvial.models.journal import Pending
 from fluvial.models.state import Leaf
 
 
+def blank(values: Tensor, padding: Tensor | None) -> Tensor:
+    """values [B, T, ...] with zeros where padding, bool [B, T], is true."""
+    if padding is None:
+        return values
+    return values.masked_fill(padding.view(*padding.shape, *[1] * (values.ndim - 2)), 0)
+
+
 @dataclass
 class Step:
     """What one forward knows besides x: where each row stands, which tokens are real, which plugins act.
@@ -74,9 +81,7 @@ class Step:
 
     def blank(self, values: Tensor) -> Tensor:
         """values [B, T, ...] with zeros at padding: a zero gate, decay or key leaves a recurrence as it was."""
-        if self.padding is None:
-            return values
-        return values.masked_fill(self.padding.view(*self.padding.shape, *[1] * (values.ndim - 2)), 0)
+        return blank(values, self.padding)
 
 
 class Mixer(nn.Module):

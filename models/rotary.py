@@ -115,7 +115,7 @@ def _axes(frequencies: int, sections: Sequence[int], device: torch.device) -> Te
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [B, H, T, D] -> the same with its first 2 * cos.shape[-1] channels rotated."""
+    """x [..., D] -> the same with its first 2 * R channels rotated by cos, sin [..., R]."""
     half = cos.shape[-1]
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]

@@ -22,7 +22,7 @@ from fluvial.adapters.linear import Linear
 from fluvial.adapters.norm import LayerNorm
 from fluvial.adapters.ops import op
 from fluvial.models.journal import Final, Outer, Pending, Window
-from fluvial.models.mixer import Mixer, Step, mixer
+from fluvial.models.mixer import Mixer, Step, blank, mixer
 from fluvial.models.state import Leaf, recurrent_dtype
 
 CHUNK = 32
@@ -50,6 +50,49 @@ def rwkv7(
     return torch.cat(outputs, 1), torch.cat(solved, 1), S
 
 
+@op
+def rwkv7_mix(
+    r: Tensor,
+    w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    g: Tensor,
+    v_first: Tensor | None,
+    v_gate: Tensor | None,
+    k_k: Tensor,
+    k_a: Tensor,
+    r_k: Tensor,
+    gain: Tensor,
+    shift: Tensor,
+    S: Tensor,
+    padding: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """All between the projections. r, w, k, v, a, g, v_first, v_gate [B, T, H * K], gates before their sigmoids; k_k,
+    k_a, gain, shift [H * K]; r_k [H, K]; S [B, H, K, K]; padding bool [B, T]
+    -> y [B, T, H * K], the journal's k~, v, b, Z, log_w [B, T, H, K], S'."""
+    if v_first is not None and v_gate is not None:
+        v = v + (v_first - v) * v_gate.sigmoid()
+    log_w, a = -math.exp(-0.5) * w.sigmoid(), a.sigmoid()
+    r, k_unit, k, v, a, log_w = (
+        rows.unflatten(-1, S.shape[1:3]) for rows in (r, k * k_k, k * (1 + (a - 1) * k_a), v, a, log_w)
+    )
+    kh = F.normalize(k_unit, dim=-1, eps=1e-12)
+    b, k_in, log_w = blank(kh * a, padding), blank(k, padding), blank(log_w, padding)
+    y, Z, S_end = rwkv7(r, log_w, k_in, v, -kh, b, S)
+    y = F.layer_norm(y, y.shape[-1:], eps=eps).flatten(-2) * gain + shift
+    y = y + ((r * k * r_k).sum(-1, keepdim=True) * v).flatten(-2)
+    return y * g, k_in, v, b, Z, log_w, S_end
+
+
+@op
+def token_shift(x: Tensor, past: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
+    """x [B, T, D], past [B, 1, D], mu [M, D] -> mixes x_t + (x_{t-1} - x_t) mu [M, B, T, D], rows [B, 1 + T, D]."""
+    rows = torch.cat([past, x.to(past.dtype)], 1)
+    return x + (rows[:, :-1].to(x.dtype) - x) * mu[:, None, None], rows
+
+
 class TokenShift(nn.Module):
     """lerp(x_t, x_{t-1}, mu) for several mixes at once; its leaf is the last input."""
 
@@ -58,9 +101,8 @@ class TokenShift(nn.Module):
         self.mu = nn.Parameter(torch.rand(mixes, d_model))
 
     def forward(self, x: Tensor, past: Tensor) -> tuple[tuple[Tensor, ...], Window]:
-        rows = torch.cat([past, x.to(past.dtype)], 1)
-        diff = rows[:, :-1].to(x.dtype) - x
-        return tuple(x + diff * mu.to(x.dtype) for mu in self.mu), Window(rows, 1)
+        mixes, rows = token_shift(x, past, self.mu.to(x.dtype))
+        return mixes.unbind(), Window(rows, 1)
 
 
 class LowRank(nn.Module):
@@ -121,26 +163,19 @@ class TimeMix(Mixer):
         assert isinstance(S, Tensor) and isinstance(past, Tensor)
         (x_r, x_w, x_k, x_v, x_a, x_g), window = self.shift(x, past)
         r, k, v = self.r_proj(x_r, step.route), self.k_proj(x_k, step.route), self.v_proj(x_v, step.route)
+        w, a, g = self.w_lora(x_w, step), self.a_lora(x_a, step), self.g_lora(x_g, step)
+        r, w, k, v, a, g = (rows.to(S.dtype) for rows in (r, w, k, v, a, g))
+        v_first, v_gate = None, None
         if self.v_lora is None:
             step.shared["v_first"] = v
         else:
-            v = v + (step.shared["v_first"] - v) * self.v_lora(x_v, step).sigmoid()
-        log_w = -math.exp(-0.5) * self.w_lora(x_w, step).to(S.dtype).sigmoid()
-        a = self.a_lora(x_a, step).to(S.dtype).sigmoid()
-        g = self.g_lora(x_g, step)
-        r, k, v = r.to(S.dtype), k.to(S.dtype), v.to(S.dtype)
-        kh = F.normalize(self._heads(k * self.k_k.to(S.dtype)), dim=-1, eps=1e-12)
-        k = k * (1 + (a - 1) * self.k_a.to(S.dtype))
-        r, k, v, a, log_w = (self._heads(t) for t in (r, k, v, a, log_w))
-        b = step.blank(kh * a)
-        k_in, log_w = step.blank(k), step.blank(log_w)
-        y, Z, S_end = rwkv7(r, log_w, k_in, v, -kh, b, S)
-        y = self.norm(y.flatten(-2)) + ((r * k * self.r_k.to(S.dtype)).sum(-1, keepdim=True) * v).flatten(-2)
-        pending = Outer(S, ((k_in, v), (b, Z)), log_w) if step.journal else Final(S_end)
-        return self.o_proj(y.to(x.dtype) * g, step.route), {"S": pending, "shift": window}
-
-    def _heads(self, rows: Tensor) -> Tensor:
-        return rows.unflatten(-1, (self.heads, self.d_head))
+            v_first, v_gate = step.shared["v_first"], self.v_lora(x_v, step).to(S.dtype)
+        weights = (self.k_k, self.k_a, self.r_k, self.norm.gain, self.norm.shift)
+        y, k, v, b, Z, log_w, S_end = rwkv7_mix(
+            r, w, k, v, a, g, v_first, v_gate, *(part.to(S.dtype) for part in weights), S, step.padding, self.norm.eps
+        )
+        pending = Outer(S, ((k, v), (b, Z)), log_w) if step.journal else Final(S_end)
+        return self.o_proj(y.to(x.dtype), step.route), {"S": pending, "shift": window}
 
 
 @mixer("rwkv7_channel")

@@ -1,4 +1,4 @@
-"""The CPU: C++ kernels for the ops whose torch reference is many small steps.
+"""The CPU: what its C++ kernels share, for the ops whose torch reference is many small steps (`cpu_*.py`).
 
 Besides the op's arguments a kernel takes `instructions`, the copy to run ("baseline", "avx2", "avx512"): the widest
 that the CPU runs, unless a test asks for another.
@@ -6,60 +6,50 @@ that the CPU runs, unless a test asks for another.
 
 from __future__ import annotations
 
-import ctypes
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from fluvial.adapters import native
-from fluvial.adapters.ops import kernel
 
 STEP_TOKENS = 16  # above, the reference's chunk form does less work per token
 # Multiply-adds below which threads cost more than they save. Torch's threads wait in a busy loop: on a busy machine a
 # parallel region may last a time slice (8 ms), so only a step that is long anyway asks for them.
 THREADED = 1 << 18
 
-_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 
-
-def _plain(*tensors: Tensor) -> bool:
+def plain(*tensors: Tensor) -> bool:
     """fp32 in this machine's memory, and no gradient wanted."""
-    learning = torch.is_grad_enabled()
-    return all(t.dtype == torch.float32 and t.is_cpu and not (learning and t.requires_grad) for t in tensors)
+    for t in tensors:  # a loop: this runs on every call
+        if t.dtype is not torch.float32 or not t.is_cpu:
+            return False
+    return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
 
-def _threads(work: int) -> int:
+def threads(work: int) -> int:
     return torch.get_num_threads() if work >= THREADED else 1
 
 
-def _accepts_gated_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tensor) -> bool:
-    if q.ndim != 4 or v.ndim != 4 or not 1 <= q.shape[1] <= STEP_TOKENS:
+def short(rows: Tensor, padding: Tensor | None) -> bool:
+    """rows [B, T, D] of a handful of tokens, and a padding that fits them."""
+    if rows.ndim != 3 or not 1 <= rows.shape[1] <= STEP_TOKENS:
         return False
-    (B, T, H, K), V = q.shape, v.shape[-1]
-    return (
-        k.shape == q.shape
-        and v.shape == (B, T, H, V)
-        and g.shape == beta.shape == (B, T, H)
-        and S.shape == (B, H, K, V)
-        and _plain(q, k, v, g, beta, S)
-    )
+    return padding is None or (padding.shape == rows.shape[:2] and padding.dtype == torch.bool and padding.is_cpu)
 
 
-def _register(library: native.Library) -> None:
-    step = library.kernel("gated_delta_step", [_POINTER] * 9 + [_SIZE] * 6)
-    label = f"C++ {library.sets[-1]}"
-
-    @kernel("gated_delta", "cpu", label=f"{label}, up to {STEP_TOKENS} tokens", accepts=_accepts_gated_delta)
-    def gated_delta_step(
-        q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tensor, *, instructions: str | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        inputs = tuple(t.contiguous() for t in (q, k, v, g, beta, S))  # named, so that a copy outlives the call
-        (B, T, H, K), V = q.shape, v.shape[-1]
-        o, delta, S_end = v.new_empty(B, T, H, V), v.new_empty(B, T, H, V), S.new_empty(B, H, K, V)
-        pointers = [t.data_ptr() for t in (*inputs, o, delta, S_end)]
-        step(instructions)(*pointers, B, T, H, K, V, _threads(B * T * H * K * V))
-        return o, delta, S_end
+def same(shape: tuple[int, ...], *tensors: Tensor) -> bool:
+    """Whether all have that shape."""
+    for t in tensors:  # noqa: SIM110  (as above)
+        if t.shape != shape:
+            return False
+    return True
 
 
-if (_library := native.library()) is not None:
-    _register(_library)
+def contiguous(tensors: Sequence[Tensor | None]) -> list[Any]:
+    """What a kernel reads; to be kept under a name during the call, so that a copy outlives it."""
+    return [None if t is None else t.contiguous() for t in tensors]
+
+
+def at(*tensors: Tensor | None) -> list[int | None]:
+    """The addresses that a kernel takes."""
+    return [None if t is None else t.data_ptr() for t in tensors]

@@ -1,7 +1,7 @@
 // What every kernel file includes: a plain C ABI, no Python and no torch headers.
 // A file is compiled once per instruction set. KERNEL(name) exports fluvial_<name>_<set>; everything else is in an
 // anonymous namespace, so that the copies never mix. Pointers are contiguous row-major fp32; the caller
-// (adapters/chips/cpu.py) has checked the shapes.
+// (adapters/chips) has checked the shapes.
 #pragma once
 
 #include <cstdint>

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fluvial.engine.events import Done, Event, PushResult, Token, Usage
     from fluvial.engine.media import Image, Video
     from fluvial.engine.model import Model, bundled, load_model
+    from fluvial.engine.plugins import PluginInfo
     from fluvial.engine.session import Session, Snapshot
 
 __version__ = "0.1.0"
@@ -49,6 +50,7 @@ _HOME = {
     "fluvial.engine.events": ("Done", "Event", "PushResult", "Token", "Usage"),
     "fluvial.engine.media": ("Image", "Video"),
     "fluvial.engine.model": ("Model", "bundled", "load_model"),
+    "fluvial.engine.plugins": ("PluginInfo",),
     "fluvial.engine.session": ("Session", "Snapshot"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -64,6 +66,7 @@ __all__ = [
     "Model",
     "ModelNotFoundError",
     "OutOfMemoryError",
+    "PluginInfo",
     "PushResult",
     "Session",
     "Snapshot",

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from fluvial.adapters.errors import UnsupportedError
 from fluvial.adapters.weights import Plan
 from fluvial.models.decoder import DecoderConfig
+from fluvial.models.mtp import Mtp
 
 
 class Family(Protocol):
@@ -43,10 +44,21 @@ def family(model_type: str) -> Family:
     return module
 
 
+def draft_head(config: dict[str, Any]) -> tuple[Mtp, Plan] | None:
+    """A head for drafting that the family publishes beside the decoder, without weights, and where its tensors go; None
+    for a family without one. A folder may lack it all the same: fine-tunes often do."""
+    make = getattr(family(config["model_type"]), "draft_head", None)
+    found: tuple[Mtp, Plan] | None = None if make is None else make(config)
+    return found
+
+
 def identified(config: dict[str, Any]) -> dict[str, Any]:
-    """The config with its `model_type`, which the original state-spaces releases (Mamba, Mamba-2) leave out."""
+    """The config with its `model_type`, which the original state-spaces releases (Mamba, Mamba-2) leave out and the
+    first LFM2-VL spells otherwise."""
     from fluvial.models.checkpoints.mamba import is_original
 
+    if config.get("model_type") == "lfm2-vl":
+        return {**config, "model_type": "lfm2_vl"}
     if "model_type" in config or not is_original(config):
         return config
     layer = (config.get("ssm_cfg") or {}).get("layer", "Mamba1")

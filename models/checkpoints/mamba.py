@@ -60,6 +60,7 @@ def stacked(config: Mapping[str, Any], block: BlockConfig, *, tied: bool) -> Dec
         norm=config.get("block_norm", "rms"),
         norm_eps=config.get("layer_norm_epsilon", 1e-5),
         tied_head=config.get("tie_word_embeddings", tied),
+        wide_sum=config.get("residual_in_fp32", True),
     )
 
 
@@ -119,6 +120,7 @@ def original(
         "vocab_size": -(-config["vocab_size"] // multiple) * multiple,
         "block_norm": "rms" if config.get("rms_norm", True) else "layer",
         "tie_word_embeddings": config.get("tie_embeddings", True),
+        "residual_in_fp32": config.get("residual_in_fp32", True),
     }
 
 

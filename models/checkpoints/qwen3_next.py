@@ -16,6 +16,7 @@ from fluvial.adapters.errors import UnsupportedError
 from fluvial.adapters.weights import Piece, Plan
 from fluvial.models.checkpoints import qwen3_5
 from fluvial.models.decoder import DecoderConfig
+from fluvial.models.mtp import Mtp
 
 
 def decoder_config(config: dict[str, Any]) -> DecoderConfig:
@@ -27,6 +28,11 @@ def decoder_config(config: dict[str, Any]) -> DecoderConfig:
             f"qwen3_next with experts (num_experts = {experts}) is not supported yet.", hint="Use a dense model."
         )
     return qwen3_5.decoder_config(config | {"num_experts": 0})
+
+
+def draft_head(config: dict[str, Any]) -> tuple[Mtp, Plan]:
+    """As Qwen3.5's."""
+    return qwen3_5.draft_head(config | {"num_experts": 0})
 
 
 def plan(config: dict[str, Any]) -> Plan:

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
+from examples.pebble.tokens import END
 from fluvial.cli.app import app
 from tests.engine.tiny import write_model
 from tests.media.media_files import cut, grey, index_first, write_video
@@ -30,12 +32,20 @@ def fluvial() -> Command:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recurrent model with random weights: its greedy answer never ends by itself."""
-    return write_model(tmp_path_factory.mktemp("tiny"), "delta")
+    return _endless(write_model(tmp_path_factory.mktemp("tiny"), "delta"))
 
 
 @pytest.fixture(scope="session")
 def transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("transformer"), "transformer")
+    return _endless(write_model(tmp_path_factory.mktemp("transformer"), "transformer"))
+
+
+def _endless(folder: Path) -> Path:
+    """The end token's logit is 0, which never is the largest of a thousand, however the others round."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embedding.weight"][END] = 0
+    save_file(tensors, folder / "model.safetensors")
+    return folder
 
 
 @pytest.fixture(scope="session")

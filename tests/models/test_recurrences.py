@@ -98,8 +98,10 @@ def test_the_chunk_forms_hold_in_fp32_at_the_fastest_decay():
 
 @pytest.mark.parametrize("T", [1, 5])
 def test_short_conv(T: int):
-    rows, taps, bias = rand(B, 3 + T, H, seed=1), rand(H, 4, seed=2), rand(H, seed=3)
-    y = short_conv(rows, taps, bias)
+    past, x, taps, bias = rand(B, 3, H, seed=4), rand(B, T, H, seed=1), rand(H, 4, seed=2), rand(H, seed=3)
+    y, rows = short_conv(x, past, taps, bias, False)
+    assert torch.equal(rows, torch.cat([past, x], 1))
+    assert torch.equal(short_conv(x, past, taps, bias, True)[0], F.silu(y))
     for t in range(T):
         expected = bias + sum(taps[:, j] * rows[:, t + j] for j in range(4))
         torch.testing.assert_close(y[:, t], expected)

@@ -132,9 +132,11 @@ def test_what_the_hub_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     assert resolve("org/name", weights=False) == tmp_path
-    assert sorted(here) == ["chat_template.jinja", "config.json", "tokenizer.json"]
+    small = {"chat_template.jinja", "config.json", "tokenizer.json"}
+    assert set(here) == small | {"README.md"}, "the model card says the license"
+    here.clear()
     resolve("org/name")
-    assert set(here) == {"chat_template.jinja", "config.json", "tokenizer.json", "model-1.safetensors"}
+    assert set(here) == small | {"model-1.safetensors"}
     files.remove("model-1.safetensors")
     (tmp_path / "model-1.safetensors").unlink()
     resolve("org/name")

@@ -6,6 +6,7 @@ Transformers drops the old state when a chunk of several tokens continues it (Ma
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from fluvial.adapters.errors import IntegrityError, UnsupportedError
 from fluvial.adapters.pth import PthWeights
 from fluvial.models import checkpoints
-from tests.parity.reference import check_family, error, load, logits, perturbed, split_logits, tokens
+from tests.parity.reference import called, check_family, error, load, logits, perturbed, split_logits, tokens
 
 transformers = pytest.importorskip("transformers")
 
@@ -38,7 +39,7 @@ def stirred(model: nn.Module) -> nn.Module:
 
 
 def mamba(**options: Any) -> nn.Module:
-    return stirred(transformers.MambaForCausalLM(transformers.MambaConfig(**SMALL, **options)))
+    return stirred(transformers.MambaForCausalLM(transformers.MambaConfig(**{**SMALL, **options})))
 
 
 def mamba2(**options: Any) -> nn.Module:
@@ -46,7 +47,7 @@ def mamba2(**options: Any) -> nn.Module:
 
 
 def falcon(**options: Any) -> nn.Module:
-    return stirred(transformers.FalconMambaForCausalLM(transformers.FalconMambaConfig(**SMALL, **options)))
+    return stirred(transformers.FalconMambaForCausalLM(transformers.FalconMambaConfig(**{**SMALL, **options})))
 
 
 FAMILIES = {
@@ -78,6 +79,27 @@ def test_states_are_the_reference_s(name: str, tmp_path: Path):
         assert error(h, cache.get_recurrent_state(layer, state_idx=0)) < 1e-4
         theirs = cache.get_conv_state(layer, state_idx=0).mT  # they keep one more
         assert error(conv, theirs[:, -conv.shape[1] :]) < 1e-4
+
+
+@pytest.mark.parametrize("make", [mamba, mamba2, falcon])
+def test_the_sum_of_the_blocks_is_kept_in_fp32_where_the_config_says_so(make: Any, tmp_path: Path):
+    """In bf16, over many layers and with large embeddings: no further from fp32 than the reference is, either way."""
+    model = make(num_hidden_layers=16)
+    model.get_input_embeddings().weight.mul_(40)
+    ours, theirs = {}, {}
+    for wide in (True, False):
+        low = copy.deepcopy(model).bfloat16()
+        low.config.residual_in_fp32 = wide
+        for block in low.backbone.layers:
+            block.residual_in_fp32 = wide
+        low.save_pretrained(tmp_path)
+        decoder, truth, half = load(tmp_path, torch.bfloat16), called(model), called(low)
+        samples = [tokens(VOCAB, seed=seed) for seed in range(4)]
+        ours[wide] = sum((logits(decoder, ids)[0] - truth(ids)).square().sum().item() for ids in samples) ** 0.5
+        theirs[wide] = sum((half(ids) - truth(ids)).square().sum().item() for ids in samples) ** 0.5
+        assert ours[wide] <= 1.25 * theirs[wide]
+    assert ours[True] < 0.8 * ours[False], "the sum was rounded to bf16"
+    assert load(tmp_path, torch.float64).dtype == torch.float64
 
 
 def original(model: nn.Module, folder: Path, config: dict[str, Any]) -> Path:

@@ -11,6 +11,7 @@ from fluvial.cli.chat import chat
 from fluvial.cli.command import command
 from fluvial.cli.doctor import doctor
 from fluvial.cli.models import ls, show
+from fluvial.cli.packing import pack, plan
 from fluvial.cli.run import run
 
 app = typer.Typer(name="fluvial", add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -40,4 +41,6 @@ command(app, "chat")(chat)
 command(app, "doctor")(doctor)
 command(models, "ls")(ls)
 command(models, "show")(show)
+command(models, "pack")(pack)
+command(models, "plan")(plan)
 app.add_typer(models, name="models")

@@ -6,6 +6,7 @@ from fluvial.adapters.errors import UsageError
 from fluvial.cli.console import note, size
 from fluvial.cli.conversation import Conversation
 from fluvial.cli.options import SETTINGS
+from fluvial.cli.plugins import blend
 from fluvial.cli.slash import COMMANDS, command, one_path, paths_in
 from fluvial.cli.talking import figures
 
@@ -78,6 +79,19 @@ def _load(talk: Conversation, argument: str) -> None:
     path = one_path(argument)
     talk.become(talk.engine.load_session(path), f"/load {path}")
     note(f"Loaded {path}: {talk.session.position:,} tokens.")
+
+
+@command("plugin", "[PATH[=WEIGHT]|off]")
+def _plugin(talk: Conversation, argument: str) -> None:
+    """show the plugins, or go on with one or several of them, or with none: off"""
+    if argument:
+        talk.use(blend(talk.engine, () if argument == "off" else paths_in(argument)))
+    using = talk.session.plugin
+    for info in talk.engine.plugins.list():
+        weight = f", weight {using[info.name]:g}" if info.name in using else ""
+        note(f"{'*' if weight else ' '} {info.name} ({info.kind}){weight}")
+    if not using:
+        note("No plugin acts: this is the base model.")
 
 
 @command("set", "[NAME VALUE]")

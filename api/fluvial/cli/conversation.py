@@ -93,7 +93,13 @@ class Conversation:
         self._remember(label, before)
 
     def begin_anew(self, system: str | None, label: str) -> None:
-        self.become(self.engine.session(system=system), label)
+        self.become(self.engine.session(system=system, plugin=self.session.plugin), label)
+
+    def use(self, plugin: dict[str, float]) -> None:
+        """Goes on with other plugins."""
+        before = self.session.snapshot()
+        self.session.use(plugin)
+        self._remember("/plugin", before)
 
     def undo(self) -> str:
         """Takes back the last step and says which it was."""

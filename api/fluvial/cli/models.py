@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,8 @@ from typer import Argument, Option
 
 from fluvial.cli.console import size, waiting
 
+CARD_HEAD = 1 << 16  # characters of a model card that may hold its header
+CONSTANT = "none: the memory is constant"
 Json = Annotated[bool, Option("--json", help="Print JSON.")]
 
 
@@ -50,14 +53,15 @@ def show(name: Annotated[str, Argument(help="A bundled model or a folder.")], as
     state, per_token = about["state_bytes"], about["tape_bytes_per_token"]
     rows = {
         "name": about["name"],
-        "type": about["type"],
+        "type": about["type"] if about["architecture"] is None else f"{about['type']} ({about['architecture']})",
+        "license": about["license"] or "not stated",
         "folder": about["folder"],
         "blocks": _blocks(about["blocks"]),
         "width": f"{about['width']}, vocabulary {about['vocabulary']:,}",
-        "parameters": f"{about['parameters']:,} ({about['vision_parameters']:,} of them for vision)",
-        "file": f"{about['file_bytes']:,} bytes",
+        "parameters": _parameters(about),
+        "file": f"{about['file_bytes']:,} bytes" if about["file_bytes"] else "not downloaded",
         "state": f"{state:,} bytes in fp32, whatever the length" if state else "none",
-        "tape (KV)": f"{per_token:,} bytes for each token in fp32" if per_token else "none: the memory is constant",
+        "tape (KV)": f"{per_token:,} bytes for each token in fp32, half of it in bf16" if per_token else CONSTANT,
         "reads": ", ".join(about["reads"]),
     }
     for key, value in rows.items():
@@ -68,7 +72,7 @@ def shape(name: str) -> dict[str, Any]:
     """What a model's config says, computed on torch's meta device: no weights are read."""
     import torch
 
-    from fluvial.engine.loading import read_shapes
+    from fluvial.engine.loading import read_shapes, stored_names
     from fluvial.engine.resolve import resolve
     from fluvial.models.tape import Tape
 
@@ -78,26 +82,50 @@ def shape(name: str) -> dict[str, Any]:
     with torch.device("meta"):
         state = decoder.init_state()
     tapes = [rows for leaf in state.leaves.values() if isinstance(leaf, Tape) for rows in leaf.rows]
-    kinds = [block.kind for block in decoder.config.blocks]
-    vision = sum(p.numel() for p in tower[0].parameters()) if tower is not None else 0
+    draft = shapes.draft[0] if shapes.draft is not None and shapes.holds_draft(stored_names(folder)) else None
+    sizes = [sum(p.numel() for p in m.parameters()) if m else 0 for m in (decoder, tower and tower[0], draft)]
     return {
         "name": name,
         "type": config["model_type"],
+        "architecture": next(iter(config.get("architectures") or []), None),
+        "license": license_of(folder, config),
         "folder": str(folder),
-        "blocks": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
+        "blocks": decoder.config.labels,
         "width": decoder.config.d_model,
         "vocabulary": decoder.config.vocab,
-        "parameters": sum(p.numel() for p in decoder.parameters()) + vision,
-        "vision_parameters": vision,
-        "file_bytes": _file_bytes(folder),
+        "parameters": sum(sizes),
+        "vision_parameters": sizes[1],
+        "draft_parameters": sizes[2],
+        "file_bytes": file_bytes(folder),
         "state_bytes": state.nbytes("recurrent"),
         "tape_bytes_per_token": sum(r.shape[1] * r.shape[3] * r.element_size() for r in tapes),  # rows [1, H, 0, D]
-        "reads": ["text"] if tower is None else ["text", "image", "video"],
+        "reads": ["text", *(tower[0].reads if tower is not None else ())],
     }
 
 
-def _file_bytes(folder: Path) -> int:
-    files = folder.glob("*.safetensors") if folder.is_dir() else [folder]
+def license_of(folder: Path, config: dict[str, Any]) -> str | None:
+    """What the model card or the config says: an identifier like apache-2.0, or a license's own name."""
+    from fluvial.engine.resolve import CARD
+
+    card = folder / CARD
+    head = card.read_text("utf-8", "replace")[:CARD_HEAD] if card.is_file() else ""
+    front = head.split("---")[1] if head.startswith("---") and head.count("---") > 1 else ""
+    said = dict(re.findall(r"^(license(?:_name)?):[ \t]*[\"']?([^\s\"'].*?)[\"']?[ \t]*$", front, re.MULTILINE))
+    found = said.get("license_name") or said.get("license") or config.get("license")
+    return found if isinstance(found, str) else None
+
+
+def _parameters(about: dict[str, Any]) -> str:
+    parts = {"vision": about["vision_parameters"], "drafting (MTP)": about["draft_parameters"]}
+    named = ", ".join(f"{count:,} for {what}" for what, count in parts.items() if count)
+    return f"{about['parameters']:,}" + (f" ({named})" if named else "")
+
+
+def file_bytes(folder: Path) -> int:
+    """What a model's weights take on disk."""
+    from fluvial.adapters.pth import torch_file
+
+    files = sorted(folder.glob("*.safetensors")) or [path for path in [torch_file(folder)] if path is not None]
     return sum(path.stat().st_size for path in files)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from fluvial.adapters.errors import UsageError
+from fluvial.cli.plugins import weighted
 
 if TYPE_CHECKING:
     from fluvial.engine.media import Image, Video
@@ -83,8 +84,16 @@ class Options:
     system: Annotated[str | None, _talk("--system", "-s", metavar="TEXT", help="The system prompt.")] = None
     state: Annotated[Path | None, _talk("--state", metavar="FILE", help="Go on from a saved conversation.")] = None
     save_state: Annotated[Path | None, _talk("--save-state", metavar="FILE", help="Save it at the end.")] = None
+    plugin: Annotated[
+        list[str] | None,
+        _talk("--plugin", metavar="PATH[=WEIGHT]", help="A LoRA (PEFT) or state plugin; several are blended."),
+    ] = None
     dtype: Annotated[
         str | None, _talk("--dtype", metavar="NAME", help="Compute in fp32 (the default), bf16, fp16 or fp64.")
+    ] = None
+    quant: Annotated[
+        str | None,
+        _talk("--quant", metavar="RECIPE", help="Store the weights as int8, int4, int4-small, bf16 or fp16."),
     ] = None
     offline: Annotated[bool, _talk("--offline", help="A hub name (org/name) comes from the cache only.")] = False
     stats: Annotated[bool, Option("--stats", help="Tokens, speed and memory, on stderr.", rich_help_panel="Output")] = (
@@ -115,6 +124,8 @@ class Options:
                 "",
                 "Make it first, or choose another.",
             )
+        for spec in self.plugin or ():
+            weighted(spec)
         for kind, paths in (("image", self.image), ("video", self.video)):
             if paths:
                 from fluvial.encoders.source import local

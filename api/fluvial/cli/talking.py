@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fluvial.adapters.errors import FluvialError
 from fluvial.cli.console import frames_read, size, visible, waiting, warn
 from fluvial.cli.options import Options
+from fluvial.cli.plugins import blend
 
 if TYPE_CHECKING:
     from fluvial.engine.engine import Engine
@@ -25,14 +26,18 @@ def load_engine(name: str, options: Options) -> Engine:
         options.sampling()
         from fluvial.engine.engine import load
 
-        return load(name, dtype=options.dtype, offline=options.offline)
+        return load(name, dtype=options.dtype, quant=options.quant, offline=options.offline)
 
 
 def open_session(engine: Engine, options: Options) -> Session:
-    """A new conversation, or the saved one."""
-    if options.state is not None:
-        return engine.load_session(options.state.expanduser())
-    return engine.session(system=options.system)
+    """A new conversation, or the saved one; with plugins, if any are named."""
+    plugin = blend(engine, options.plugin or ())
+    if options.state is None:
+        return engine.session(system=options.system, plugin=plugin)
+    session = engine.load_session(options.state.expanduser())
+    if plugin:
+        session.use(plugin)
+    return session
 
 
 def show_medium(session: Session, medium: Image | Video, warnings: list[str]) -> PushResult:

@@ -1,0 +1,168 @@
+"""The CPU: norms, short convolutions, activations and attention of a handful of tokens, a native call each."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fluvial.adapters import native
+from fluvial.adapters.chips.cpu import STEP_TOKENS, at, contiguous, plain, same, short, threads
+from fluvial.adapters.ops import kernel
+
+SMALL = 1 << 17  # values of a row-wise op: torch's threads take longer inputs
+WIDTH = 256  # channels of an attention head at most, as in kernels/memory.h
+QUERIES = 64  # rows of q that share a key at most, as in kernels/attend.cpp
+
+_POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+
+
+def _short_conv(x: Tensor, past: Tensor, taps: Tensor, bias: Tensor | None, activate: bool) -> bool:
+    if not short(x, None) or taps.ndim != 2:
+        return False
+    (B, _, C), size = x.shape, taps.shape[1]
+    more = () if bias is None else (bias,)
+    fits = size >= 2 and past.shape == (B, size - 1, C) and taps.shape[0] == C and same((C,), *more)
+    return fits and plain(x, past, taps, *more)
+
+
+def _token_shift(x: Tensor, past: Tensor, mu: Tensor) -> bool:
+    fits = short(x, None) and past.shape == (x.shape[0], 1, x.shape[2]) and mu.shape[1:] == x.shape[2:]
+    return fits and mu.ndim == 2 and plain(x, past, mu)
+
+
+def _rms_norm(x: Tensor, gain: Tensor, offset: float, eps: float) -> bool:
+    return 0 < x.numel() <= SMALL and x.shape[-1:] == gain.shape and plain(x, gain)
+
+
+def _layer_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> bool:
+    return 0 < x.numel() <= SMALL and x.shape[-1:] == gain.shape == shift.shape and plain(x, gain, shift)
+
+
+def _gated_silu(gate: Tensor, up: Tensor, scale: float) -> bool:
+    return 0 < gate.numel() <= SMALL and gate.shape == up.shape and plain(gate, up)
+
+
+def _head_rows(
+    x: Tensor, gain: Tensor | None, cos: Tensor | None, sin: Tensor | None, offset: float, eps: float
+) -> bool:
+    if x.ndim != 4 or not 0 < x.numel() <= SMALL or (cos is None) != (sin is None):
+        return False
+    B, T, _, D = x.shape
+    more = () if gain is None else (gain,)
+    if cos is None or sin is None:
+        return same((D,), *more) and plain(x, *more)
+    fits = cos.ndim == 4 and 2 * cos.shape[3] <= D and same((B, T, 1, cos.shape[-1]), cos, sin) and same((D,), *more)
+    return fits and plain(x, *more, cos, sin)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, before: tuple[int, ...], scale: float | None) -> bool:
+    if (
+        q.ndim != 4
+        or k.ndim != 4
+        or not 1 <= q.shape[1] <= STEP_TOKENS
+        or q.dtype not in (torch.float32, torch.bfloat16)
+    ):
+        return False
+    (B, T, H, D), (_, G, rows, _) = q.shape, k.shape
+    return (
+        1 <= D <= WIDTH
+        and G > 0
+        and H % G == 0
+        and H // G * T <= QUERIES
+        and k.shape == v.shape == (B, G, rows, D)
+        and k.dtype == v.dtype == q.dtype
+        and k.stride() == v.stride()
+        and k.stride()[2:] == (D, 1)
+        and len(before) == B
+        and min(before) >= 0
+        and max(before) + T <= rows
+        and q.is_cpu
+        and k.is_cpu
+        and v.is_cpu
+        and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
+    )
+
+
+def _register(library: native.Library) -> None:
+    few = f"C++ {library.sets[-1]}, up to {STEP_TOKENS} tokens"
+    small = f"C++ {library.sets[-1]}, up to {SMALL} values"
+    conv = library.kernel("short_conv", [_POINTER] * 6 + [_SIZE] * 5)
+    shift_by = library.kernel("token_shift", [_POINTER] * 5 + [_SIZE] * 4)
+    rms = library.kernel("rms_norm", [_POINTER] * 3 + [_SIZE] * 2 + [_FLOAT] * 2)
+    layer = library.kernel("layer_norm", [_POINTER] * 4 + [_SIZE] * 2 + [_FLOAT])
+    silu = library.kernel("gated_silu", [_POINTER] * 3 + [_SIZE, _FLOAT])
+    heads = library.kernel("head_rows", [_POINTER] * 5 + [_SIZE] * 7 + [_FLOAT] * 2)
+    softmax = library.kernel("attend", [_POINTER] * 5 + [_SIZE] * 8 + [_FLOAT, _SIZE])
+
+    @kernel("short_conv", "cpu", label=few, accepts=_short_conv)
+    def short_conv(*args: Any, instructions: str | None = None) -> tuple[Tensor, Tensor]:
+        x, _, taps, _ = given = contiguous(args[:4])
+        (B, T, C), size = x.shape, taps.shape[1]
+        y, rows = torch.empty_like(x), x.new_empty(B, size - 1 + T, C)
+        conv(instructions)(*at(*given, rows, y), B, T, C, size, args[4])
+        return y, rows
+
+    @kernel("token_shift", "cpu", label=few, accepts=_token_shift)
+    def token_shift(*args: Any, instructions: str | None = None) -> tuple[Tensor, Tensor]:
+        x, _, mu = given = contiguous(args)
+        B, T, D = x.shape
+        mixes, rows = x.new_empty(mu.shape[0], B, T, D), x.new_empty(B, 1 + T, D)
+        shift_by(instructions)(*at(*given, rows, mixes), mu.shape[0], B, T, D)
+        return mixes, rows
+
+    @kernel("rms_norm", "cpu", label=small, accepts=_rms_norm)
+    def rms_norm(x: Tensor, gain: Tensor, offset: float, eps: float, *, instructions: str | None = None) -> Tensor:
+        given, width = contiguous((x, gain)), gain.numel()
+        y = torch.empty_like(given[0])
+        rms(instructions)(*at(*given, y), x.numel() // width, width, offset, eps)
+        return y
+
+    @kernel("layer_norm", "cpu", label=small, accepts=_layer_norm)
+    def layer_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: float, *, instructions: str | None = None) -> Tensor:
+        given, width = contiguous((x, gain, shift)), gain.numel()
+        y = torch.empty_like(given[0])
+        layer(instructions)(*at(*given, y), x.numel() // width, width, eps)
+        return y
+
+    @kernel("gated_silu", "cpu", label=small, accepts=_gated_silu)
+    def gated_silu(gate: Tensor, up: Tensor, scale: float, *, instructions: str | None = None) -> Tensor:
+        given = contiguous((gate, up))
+        y = torch.empty_like(given[0])
+        silu(instructions)(*at(*given, y), y.numel(), scale)
+        return y
+
+    @kernel("head_rows", "cpu", label=small, accepts=_head_rows)
+    def head_rows(*args: Any, instructions: str | None = None) -> Tensor:
+        x, *rest = args
+        B, T, H, D = x.shape
+        if x.stride(3) != 1 or (B > 1 and x.stride(0) != T * x.stride(1)):
+            x = x.contiguous()
+        given, y = contiguous(rest[:3]), x.new_empty(B, T, H, D)
+        R = 0 if rest[1] is None else rest[1].shape[3]
+        heads(instructions)(*at(x, *given, y), B, T, H, D, R, x.stride(1), x.stride(2), *rest[3:])
+        return y
+
+    @kernel("attend", "cpu", label=few, accepts=_attend)
+    def attend(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        before: tuple[int, ...],
+        scale: float | None,
+        *,
+        instructions: str | None = None,
+    ) -> Tensor:
+        q = q.contiguous()
+        (B, T, H, D), (_, G, _, _) = q.shape, k.shape
+        o, starts = torch.empty_like(q), (ctypes.c_int64 * B)(*before)
+        sizes = (B, T, H, G, D, k.stride(1), k.stride(0), q.dtype == torch.bfloat16, scale or D**-0.5)
+        work = threads(2 * T * H * D * (sum(before) + B * T))
+        softmax(instructions)(*at(q, k, v, o), starts, *sizes, work)
+        return o
+
+
+if (_library := native.library()) is not None:
+    _register(_library)

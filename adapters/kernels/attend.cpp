@@ -1,0 +1,100 @@
+// Softmax attention of a few new tokens over the tape (models/attention.py, `attend`): one pass over keys and values
+// for all query heads that share them, softmax sums carried along (Milakov & Gimelshein 2018), fp32 inside.
+
+#include "lanes.h"
+#include "memory.h"
+
+namespace {
+
+constexpr int64_t KEYS = 64;    // scored before their values are added
+constexpr int64_t QUERIES = 64;  // rows of q that share a key at most: tokens x query heads a key head
+
+INLINE float wide(float value) { return value; }
+INLINE float wide(uint16_t value) { return widened(value); }
+INLINE void put(float value, float *to) { *to = value; }
+INLINE void put(float value, uint16_t *to) { *to = narrowed(value); }
+
+template <typename Row>
+INLINE float score(const float *q, const Row *k, int64_t D) {
+  float sum = 0.f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t d = 0; d < D; ++d) sum += q[d] * wide(k[d]);
+  return sum;
+}
+
+// One key head of one batch row. q, o: `queries` rows, row r at r / share * token + r % share * D (share query heads a
+// key head, tokens `token` apart); k, v: rows D apart; row r sees the first `before` + r / share + 1 of them.
+template <typename Row>
+INLINE void head(const Row *q, const Row *k, const Row *v, Row *o, int64_t queries, int64_t share_, int64_t token,
+                 int64_t before, int64_t D, float scale) {
+  alignas(64) float rows[QUERIES * WIDTH], sums[QUERIES * WIDTH], scores[KEYS];
+  float top[QUERIES], weight[QUERIES];
+  for (int64_t r = 0; r < queries; ++r) {
+    const Row *from = q + r / share_ * token + r % share_ * D;
+    for (int64_t d = 0; d < D; ++d) rows[r * D + d] = wide(from[d]) * scale, sums[r * D + d] = 0.f;
+    top[r] = -INFINITY, weight[r] = 0.f;
+  }
+  const int64_t all = before + (queries - 1) / share_ + 1;
+  for (int64_t first = 0; first < all; first += KEYS) {
+    for (int64_t r = 0; r < queries; ++r) {
+      const int64_t seen = before + r / share_ + 1 - first, keys = seen < KEYS ? seen : KEYS;
+      if (keys <= 0) continue;
+      const float *row = rows + r * D;
+      float *sum = sums + r * D, peak = top[r], more = 0.f;
+      for (int64_t j = 0; j < keys; ++j) scores[j] = score(row, k + (first + j) * D, D);
+      for (int64_t j = 0; j < keys; ++j) peak = scores[j] > peak ? scores[j] : peak;
+#pragma omp simd reduction(+ : more)
+      for (int64_t j = 0; j < keys; ++j) more += scores[j] = exp1(scores[j] - peak);
+      const float keep = first ? exp1(top[r] - peak) : 0.f;
+      weight[r] = weight[r] * keep + more, top[r] = peak;
+      if (keep != 1.f)
+        for (int64_t d = 0; d < D; ++d) sum[d] *= keep;
+      int64_t j = 0;
+      for (; j + 4 <= keys; j += 4) {
+        const Row *v0 = v + (first + j) * D, *v1 = v0 + D, *v2 = v1 + D, *v3 = v2 + D;
+        const float a = scores[j], b = scores[j + 1], c = scores[j + 2], e = scores[j + 3];
+#pragma omp simd
+        for (int64_t d = 0; d < D; ++d)
+          sum[d] += a * wide(v0[d]) + b * wide(v1[d]) + (c * wide(v2[d]) + e * wide(v3[d]));
+      }
+      for (; j < keys; ++j) {
+        const Row *v0 = v + (first + j) * D;
+        for (int64_t d = 0; d < D; ++d) sum[d] += scores[j] * wide(v0[d]);
+      }
+    }
+  }
+  for (int64_t r = 0; r < queries; ++r) {
+    Row *to = o + r / share_ * token + r % share_ * D;
+    const float by = 1.f / weight[r];
+    for (int64_t d = 0; d < D; ++d) put(sums[r * D + d] * by, to + d);
+  }
+}
+
+template <typename Row>
+INLINE void attend(const Row *q, const Row *k, const Row *v, Row *o, const int64_t *before, int64_t B, int64_t T,
+                   int64_t H, int64_t G, int64_t D, int64_t k_head, int64_t k_batch, float scale, int64_t threads) {
+  const int64_t heads = H / G;
+  share(B * G, threads, [&](int64_t job) {
+    const int64_t b = job / G, g = job % G, at = b * T * H * D + g * heads * D;
+    const Row *k_g = k + b * k_batch + g * k_head, *v_g = v + b * k_batch + g * k_head;
+    if (D == 128)  // a width that the compiler knows
+      head(q + at, k_g, v_g, o + at, heads * T, heads, H * D, before[b], 128, scale);
+    else
+      head(q + at, k_g, v_g, o + at, heads * T, heads, H * D, before[b], D, scale);
+  });
+}
+
+}  // namespace
+
+// q, o [B, T, H, D]; k, v: batch rows k_batch and heads k_head apart, rows of D adjacent; before [B]: tokens that came
+// before row b's. All fp32, or all bf16 with `half`.
+KERNEL(attend)(const void *q, const void *k, const void *v, void *o, const int64_t *before, int64_t B, int64_t T,
+               int64_t H, int64_t G, int64_t D, int64_t k_head, int64_t k_batch, int64_t half, float scale,
+               int64_t threads) {
+  if (half)
+    attend(static_cast<const uint16_t *>(q), static_cast<const uint16_t *>(k), static_cast<const uint16_t *>(v),
+           static_cast<uint16_t *>(o), before, B, T, H, G, D, k_head, k_batch, scale, threads);
+  else
+    attend(static_cast<const float *>(q), static_cast<const float *>(k), static_cast<const float *>(v),
+           static_cast<float *>(o), before, B, T, H, G, D, k_head, k_batch, scale, threads);
+}

@@ -1,0 +1,81 @@
+// RWKV-7's time mix between its projections (models/rwkv7.py, `rwkv7_mix`), for a few tokens: gates, unit keys, the
+// recurrence, group norm, bonus, output gate. A head is one job and meets no other.
+//
+//     z = alpha^T S;  S <- diag(w) S + k v^T + b z^T;  y = r^T S                 S [K, V], alpha = -kh, b = kh a
+// y = (r w)^T S_old + (r.k) v + (r.b) z needs no sweep of its own.
+
+#include "memory.h"
+
+// r, w, k, v, a, g, y [B, T, H * K], w and a before their sigmoids; v_first, v_gate the same or null (the first layer);
+// k_k, k_a, r_k, gain, shift [H * K]; S0, S1 [B, H, K, K]; padding [B, T] or null. Also put out for the journal, the
+// same shape as y: k_in, v_in, b, z, log_w.
+KERNEL(rwkv7_mix)(const float *r, const float *w, const float *k, const float *v, const float *a, const float *g,
+                  const float *v_first, const float *v_gate, const float *k_k, const float *k_a, const float *r_k,
+                  const float *gain, const float *shift, const float *S0, const uint8_t *padding, float *y, float *k_in,
+                  float *v_in, float *b, float *z, float *log_w, float *S1, int64_t B, int64_t T, int64_t H, int64_t K,
+                  float eps, int64_t threads) {
+  const bool out = streams(S1, B * H * K * K, K);
+  share(B * H, threads, [&](int64_t job) {
+    const int64_t batch = job / H, head = job % H * K;
+    alignas(64) float alpha[TOKENS * WIDTH], rw[TOKENS * WIDTH], decay[TOKENS * WIDTH];
+    float rk[TOKENS], rb[TOKENS], bonus[TOKENS];
+    const auto at = [&](int64_t t) { return (batch * T + t) * H * K + head; };
+    for (int64_t t = 0; t < T; ++t) {
+      const int64_t from = at(t);
+      const float real = padding && padding[batch * T + t] ? 0.f : 1.f;
+      float *alpha_t = alpha + t * K, *rw_t = rw + t * K, *decay_t = decay + t * K;
+      float square = 0.f, sum = 0.f;
+#pragma omp simd reduction(+ : square)
+      for (int64_t i = 0; i < K; ++i) {
+        const float kh = k[from + i] * k_k[head + i];
+        alpha_t[i] = -kh;
+        square += kh * kh;
+      }
+      const float norm = std::sqrt(square), by = 1.f / (norm > 1e-12f ? norm : 1e-12f);
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < K; ++i) {
+        const float rate = sigmoid1(a[from + i]), key = k[from + i] * (1.f + (rate - 1.f) * k_a[head + i]);
+        alpha_t[i] *= by;
+        b[from + i] = real * -alpha_t[i] * rate;
+        k_in[from + i] = real * key;
+        log_w[from + i] = real * -0.60653066f * sigmoid1(w[from + i]);
+        decay_t[i] = exp1(log_w[from + i]);
+        rw_t[i] = r[from + i] * decay_t[i];
+        sum += r[from + i] * key * r_k[head + i];
+      }
+      bonus[t] = sum, rk[t] = dot(r + from, k_in + from, K), rb[t] = dot(r + from, b + from, K);
+      if (v_gate) {
+#pragma omp simd
+        for (int64_t i = from; i < from + K; ++i) v_in[i] = v[i] + (v_first[i] - v[i]) * sigmoid1(v_gate[i]);
+      } else {
+        std::memcpy(v_in + from, v + from, sizeof(float) * K);
+      }
+    }
+    blocks(K, [&](int64_t first, int64_t width) {
+      const int64_t S = job * K * K + first;
+      columns<2>(
+          S0 + S, S1 + S, T, K, K, width, out, [&](int64_t t) { return Read{alpha + t * K, rw + t * K}; },
+          [&](int64_t t, const Sums &sums) {
+            const int64_t from = at(t) + first;
+            const float rk_t = rk[t], rb_t = rb[t];
+#pragma omp simd
+            for (int64_t j = 0; j < width; ++j) {
+              z[from + j] = sums.a[j];
+              y[from + j] = sums.c[j] + rk_t * v_in[from + j] + rb_t * sums.a[j];
+            }
+            return Update<2>{decay + t * K, {k_in + at(t), b + at(t)}, {v_in + from, z + from}};
+          });
+    });
+    for (int64_t t = 0; t < T; ++t) {
+      float *o = y + at(t), square = 0.f;
+      const float *v_t = v_in + at(t), *g_t = g + at(t), mean = total(o, K) / static_cast<float>(K), more = bonus[t];
+#pragma omp simd reduction(+ : square)
+      for (int64_t i = 0; i < K; ++i) square += (o[i] - mean) * (o[i] - mean);
+      const float by = 1.f / std::sqrt(square / static_cast<float>(K) + eps);
+#pragma omp simd
+      for (int64_t i = 0; i < K; ++i)
+        o[i] = ((o[i] - mean) * by * gain[head + i] + shift[head + i] + more * v_t[i]) * g_t[i];
+    }
+    if (out) streamed();
+  });
+}

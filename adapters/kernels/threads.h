@@ -1,0 +1,37 @@
+// Sharing a loop between torch's OpenMP threads, on a machine that may have other work.
+//
+// The end of a parallel region waits for its slowest thread; when other programs hold the cores that can be a time slice,
+// hundreds of times a kernel's own length. So the wait is measured, and after a long one the kernels run on the caller's
+// thread alone for REST times as long: a busy machine costs a few percent instead of everything.
+#pragma once
+
+#include "kernels.h"
+
+namespace fluvial {
+bool may_share();            // whether a parallel region may start now; threads.cpp
+int64_t clock_ns();          // a clock that only goes forward
+void waited(int64_t ns);     // how long the caller's thread waited at the end of a region
+}  // namespace fluvial
+
+namespace {
+
+// job(i) for i in [0, jobs), in any order, by up to `threads` threads.
+template <typename Job>
+INLINE void share(int64_t jobs, int64_t threads, const Job &job) {
+  threads = threads < jobs ? threads : jobs;
+  if (threads <= 1 || !fluvial::may_share()) {
+    for (int64_t i = 0; i < jobs; ++i) job(i);
+    return;
+  }
+  int64_t done = 0;
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(dynamic) nowait
+    for (int64_t i = 0; i < jobs; ++i) job(i);
+#pragma omp master
+    done = fluvial::clock_ns();
+  }
+  fluvial::waited(fluvial::clock_ns() - done);
+}
+
+}  // namespace

@@ -1,0 +1,207 @@
+"""Decode and prefill of published sizes with random weights: whole model, head and greedy sampling.
+
+python benchmarks/decode.py --models qwen3-0.6b --recipes int4 int8 --threads 2
+
+Weights are made in their packed form, so no model is ever in memory in bf16. Bytes of a token: every stored matrix once
+(of an untied embedding only its row), the state read and written, the tape read. The bandwidth is that of a sum over
+256 MB with as many threads. CPU time of all threads over the number of threads stands in for wall time with
+`--clock cpu`, on a machine that has other work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from fluvial.adapters import chips, native, ops
+from fluvial.adapters.linear import Embedding, Linear
+from fluvial.adapters.packed import formats_of, prepare
+from fluvial.adapters.recipes import recipe
+from fluvial.models import checkpoints
+from fluvial.models.decoder import Decoder
+from fluvial.models.tape import Tape
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "qwen3-0.6b": {
+        "model_type": "qwen3",
+        "hidden_size": 1024,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 3072,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+        "rope_theta": 1e6,
+    },
+    "qwen3.5-0.8b": {
+        "model_type": "qwen3_5_text",
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 256,
+        "intermediate_size": 3584,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 16,
+        "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,
+        "linear_conv_kernel_dim": 4,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": 248320,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25},
+    },
+    "rwkv7-0.4b": {
+        "model_type": "rwkv7",
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "head_dim": 64,
+        "intermediate_size": 4096,
+        "vocab_size": 65536,
+    },
+    "mamba2-780m": {
+        "model_type": "mamba2",
+        "hidden_size": 1536,
+        "num_hidden_layers": 48,
+        "num_heads": 48,
+        "head_dim": 64,
+        "n_groups": 1,
+        "vocab_size": 50288,
+        "tie_word_embeddings": True,
+    },
+}
+KINDS = {"linear": "matrices", "mix": "state", "attend": "attention"}  # by the end of an op's name
+
+
+def built(config: dict[str, Any], name: str, dtype: torch.dtype) -> Decoder:
+    """A decoder with random weights in the recipe's formats."""
+    with torch.device("meta"):
+        decoder = Decoder(checkpoints.family(config["model_type"]).decoder_config(config))
+    chosen = formats_of(recipe(name), {"decoder": decoder})
+    prepare({"decoder": decoder}, chosen)
+    for module in decoder.modules():
+        tensors = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+        for key, meta in tensors.items():
+            packed = isinstance(module, Linear) and module.format.name != "dense" and key in module.parts
+            real = torch.empty(meta.shape, dtype=meta.dtype if packed or not meta.is_floating_point() else dtype)
+            if not real.is_floating_point():
+                real.random_(0, 256 if real.dtype == torch.uint8 else 120)
+            elif key in ("scale", "offset"):
+                real.uniform_(-0.0008, 0.0008)
+            else:
+                real.uniform_(-0.03, 0.03)
+            setattr(module, key, nn.Parameter(real, requires_grad=False) if key in module._parameters else real)
+    return decoder.eval()
+
+
+def bytes_read(decoder: Decoder) -> int:
+    """What a token reads of the weights."""
+    total = 0
+    for module in decoder.modules():
+        if isinstance(module, Embedding) and decoder.head is not None:
+            continue
+        tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        total += sum(t.nbytes for t in tensors)
+    return total
+
+
+@contextmanager
+def breakdown(seconds: dict[str, float], clock: Callable[[], float]) -> Iterator[None]:
+    """Inside, the time of each op called adds to its kind."""
+    original = ops.Op.__call__
+
+    def timed(self: ops.Op, *args: Any) -> Any:
+        start = clock()
+        result = original(self, *args)
+        kind = next((kind for end, kind in KINDS.items() if self.name.endswith(end)), "other ops")
+        seconds[kind] += clock() - start
+        return result
+
+    ops.Op.__call__ = timed  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ops.Op.__call__ = original  # type: ignore[method-assign]
+
+
+@torch.inference_mode()
+def measure(name: str, quant: str, dtype: torch.dtype, tokens: int, prefill: int, clock: Callable[[], float]) -> None:
+    """Prints one row."""
+    decoder = built(CONFIGS[name], quant, dtype)
+    data = torch.ones(64 << 20)
+    reads = []
+    for _ in range(5):
+        start = clock()
+        data.sum()
+        reads.append(data.nbytes / (clock() - start))
+    read = statistics.median(reads)
+    del data
+
+    def step(ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        hidden, state = decoder(decoder.embed(ids), state)
+        return decoder.logits(hidden[:, -1:]).argmax(-1), state
+
+    ids = torch.randint(0, decoder.config.vocab, (1, prefill))
+    took = []
+    for _ in range(2):
+        start = clock()
+        token, state = step(ids, None)
+        took.append(clock() - start)
+    times: list[float] = []
+    for _ in range(tokens):
+        start = clock()
+        token, state = step(token, state)
+        times.append(clock() - start)
+    parts: dict[str, float] = defaultdict(float)
+    with breakdown(parts, clock):
+        start = clock()
+        for _ in range(max(4, tokens // 4)):
+            token, state = step(token, state)
+        whole = (clock() - start) / max(4, tokens // 4)
+    each = {kind: total / max(4, tokens // 4) for kind, total in parts.items()}
+    each["the rest"] = whole - sum(each.values())
+    per_token = statistics.median(times)
+    rows = [t for leaf in state.leaves.values() if isinstance(leaf, Tape) for t in leaf.rows]
+    weights, recurrent, tape = bytes_read(decoder), 2 * state.nbytes("recurrent"), sum(t.nbytes for t in rows)
+    total = weights + recurrent + tape
+    print(
+        f"{name:13}{quant:6}{1 / per_token:7.1f} tok/s {prefill / min(took):7.0f} prefill "
+        f"{total / 1e6:6.0f} MB (state {recurrent / 1e6:.0f}, tape {tape / 1e6:.0f}) "
+        f"{total / per_token / 1e9:5.1f} of {read / 1e9:5.1f} GB/s = {total / per_token / read:4.0%}   "
+        + ", ".join(f"{kind} {seconds * 1e3:.1f}" for kind, seconds in sorted(each.items(), key=lambda one: -one[1]))
+        + " ms",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=list(CONFIGS), choices=list(CONFIGS))
+    parser.add_argument("--recipes", nargs="*", default=["int4", "int8", "bf16"])
+    parser.add_argument("--dtype", default="float32", help="of the activations")
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--prefill", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    chips.load()
+    clock = time.perf_counter if args.clock == "wall" else (lambda: time.process_time() / args.threads)
+    print(f"{native.status().detail}, {args.threads} threads, {args.clock} time, greedy, {args.dtype} activations")
+    for name in args.models:
+        for quant in args.recipes:
+            measure(name, quant, getattr(torch, args.dtype), args.tokens, args.prefill, clock)
+
+
+if __name__ == "__main__":
+    main()

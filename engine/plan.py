@@ -1,0 +1,121 @@
+"""How much memory a model will take, from its config alone: nothing is loaded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fluvial.adapters.errors import UnsupportedError, UsageError
+from fluvial.adapters.formats import Format
+from fluvial.adapters.formats.grouped import BLOCK
+from fluvial.adapters.packed import Manifest, formats_of
+from fluvial.adapters.recipes import TOWER, Recipe, class_of, matrices
+from fluvial.adapters.weights import WIDE
+from fluvial.engine.feed import CHUNK
+from fluvial.engine.loading import filled_modules, read_shapes, stored_names
+from fluvial.models.state import State
+from fluvial.models.tape import Tape
+
+IMAGE_TOKENS = 1024  # of an image, where the tower allows as many: about a megapixel at 32 x 32 pixels a token
+OTHER = "norms, gates' vectors, biases"
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes: `weights` by class, one session's `state` and `tape` (KV rows) after `tokens` tokens, and an estimate of
+    the `workspace` of a forward (rows of the widest layers, logits, the next state)."""
+
+    weights: dict[str, int]
+    state: int
+    tape: int
+    workspace: int
+    tokens: int
+    recipe: str | None
+
+    @property
+    def total(self) -> int:
+        return sum(self.weights.values()) + self.state + self.tape + self.workspace
+
+
+def plan(
+    place: Path, recipe: Recipe | None = None, dtype: torch.dtype | None = None, *, context: int = 0, images: int = 0
+) -> MemoryPlan:
+    """The memory of a model (a folder or file) with one session of `context` tokens of text and `images` of about a
+    megapixel. Errors: UsageError for a negative number, UnsupportedError for a recipe or images that cannot apply."""
+    shapes = read_shapes(place)
+    if context < 0 or images < 0:
+        raise UsageError(f"A context of {context} tokens and {images} images makes no sense.")
+    modules = {key: module for key, (module, _) in filled_modules(shapes, stored_names(place)).items()}
+    tower: Any = modules.get(TOWER)
+    if images and tower is None:
+        raise UnsupportedError(f"{place} reads text only.", hint="Plan it without images.")
+    manifest = Manifest.read(shapes.config)
+    if manifest is not None:
+        recipe = manifest.checked(place, recipe)
+    formats = manifest.formats if manifest is not None else formats_of(recipe, modules) if recipe else {}
+    dtype = dtype or (torch.float32 if recipe is None else recipe.dtype)
+    per_image = min(tower.tokens(video=False), IMAGE_TOKENS) if images else 0
+    tokens = context + images * per_image
+    with torch.device("meta"):
+        state = grown(shapes.decoder.to(dtype).init_state(), tokens)
+    return MemoryPlan(
+        weights=_weights(modules, formats, dtype),
+        state=state.nbytes("recurrent"),
+        tape=state.nbytes("tape"),
+        workspace=_workspace(modules, per_image, min(max(tokens, 1), CHUNK)) + state.nbytes("recurrent"),
+        tokens=tokens,
+        recipe=manifest.recipe if manifest is not None else None if recipe is None else recipe.name,
+    )
+
+
+def grown(state: State, tokens: int) -> State:
+    """The state on the meta device after so many tokens, fed as a session feeds them: a tape grows by steps."""
+    leaves = dict(state.leaves)
+    for name, leaf in leaves.items():
+        done = 0
+        while isinstance(leaf, Tape) and done < tokens:
+            more = min(CHUNK, tokens - done)
+            k, v = (rows.new_empty(*rows.shape[:2], more, rows.shape[3]) for rows in leaf.rows)
+            leaf, done = leaf.append(k, v, (more,) * state.batch), done + more
+        leaves[name] = leaf
+    return State(leaves, (tokens,) * state.batch)
+
+
+def _weights(modules: dict[str, nn.Module], formats: Mapping[str, Format], dtype: torch.dtype) -> dict[str, int]:
+    layers, totals = matrices(modules), Counter[str]()
+    for key, module in modules.items():
+        for name, parameter in module.named_parameters():
+            owner, _, leaf = f"{key}.{name}".rpartition(".")
+            if leaf == "weight" and owner in layers:
+                layer, kind = layers[owner], class_of(owner, layers[owner])
+                if owner in formats:
+                    parts = formats[owner].empty(layer.d_out, layer.d_in, None, "meta")
+                    totals[kind] += sum(part.nbytes for part in parts.values())
+                else:
+                    totals[kind] += parameter.numel() * dtype.itemsize
+            else:
+                kept = torch.float32 if leaf in WIDE and dtype != torch.float64 else dtype
+                totals["tower" if key == TOWER else OTHER] += parameter.numel() * kept.itemsize
+    return dict(sorted(totals.items(), key=lambda item: -item[1]))
+
+
+def _workspace(modules: dict[str, nn.Module], image: int, chunk: int) -> int:
+    """About four activations as wide as a module's widest layer, in fp32; once the logits, and unpacked blocks."""
+    rows = {"decoder": chunk}
+    if image:
+        rows[TOWER] = 4 * image  # patches, merged 2 x 2
+    widest, vocab = dict.fromkeys(rows, 0), 0
+    for name, layer in matrices(modules).items():
+        key = name.split(".")[0]
+        if class_of(name, layer) in ("embedding", "head"):
+            vocab = max(vocab, layer.d_out)
+        elif key in rows:
+            widest[key] = max(widest[key], layer.d_in + layer.d_out)
+    fp32 = torch.float32.itemsize
+    return max(4 * fp32 * n * widest[key] for key, n in rows.items()) + 4 * fp32 * vocab + 4 * fp32 * BLOCK

@@ -1,0 +1,75 @@
+"""`--plugin` and `/plugin`: named by path or by name, blended, kept in saved conversations, and refused with a code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fluvial.engine.model import load_model
+from tests.engine.test_plugins import lora, start
+from tests.engine.tiny import write_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a plugin `own` in its folder, and `a`, `b` and a state plugin beside it."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    folder.mkdir()
+    write_model(folder, "delta")
+    loaded = load_model(folder)
+    for i, place in enumerate((folder / "plugins" / "own", folder.parent / "plugins-a" / "a", folder.parent / "b")):
+        lora(place, loaded, i, base_model_name_or_path=str(folder))
+    start(folder.parent / "s.safetensors", loaded, 5)
+    return folder
+
+
+def test_run_with_plugins(fluvial, model, tmp_path):
+    a, b, s = model.parent / "plugins-a" / "a", model.parent / "b", model.parent / "s.safetensors"
+
+    def says(*options: object) -> str:
+        result = fluvial("run", model, "What is there?", "-n", 8, "--json", *options)
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)["answer"]
+
+    answers = [says(), says("--plugin", a), says("--plugin", b), says("--plugin", f"{a}=0.7", "--plugin", f"{b}=0.3")]
+    answers += [says("--plugin", "own"), says("--plugin", f"{a}=2"), says("--plugin", s)]
+    assert len(set(answers)) >= 5
+    assert says("--plugin", f"{a}=0") == answers[0]
+    saved = tmp_path / "talk"
+    says("--plugin", a, "--save-state", saved)
+    result = fluvial("run", model, "And now?", "--state", saved)
+    assert result.exit_code == 7 and "not loaded: a" in " ".join(result.stderr.split())
+    says("--plugin", a, "--state", saved)
+
+
+def test_what_is_no_plugin_has_its_exit_code(fluvial, model, tmp_path):
+    for given, code, said in (
+        ("nowhere", 3, "no plugin"),
+        (f"{model}=x", 2, "must be a number"),
+        (model, 3, "adapter"),
+    ):
+        result = fluvial("run", model, "hello", "--plugin", given)
+        assert result.exit_code == code and said in " ".join(result.stderr.split()), result.stderr
+
+
+def test_plugins_in_a_chat(fluvial, model):
+    a, b = model.parent / "plugins-a" / "a", model.parent / "b"
+    lines = [
+        "hello",
+        f"/plugin {a} {b}=0.5",
+        "hello",
+        "/plugin",
+        "/undo",
+        "/undo",
+        "/plugin off",
+        "/plugin c",
+        "/plugin b=x",
+    ]
+    result = fluvial("chat", model, "-n", 4, stdin="\n".join(lines) + "\n")
+    said = " ".join(result.stderr.split())
+    assert result.exit_code == 0
+    assert said.count("* a (lora), weight 1 * b (lora), weight 0.5") == 2
+    assert "Undone: /plugin." in said and "No plugin acts" in said
+    assert "no plugin in" in said and "must be a number" in said
