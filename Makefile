@@ -2,7 +2,7 @@
 #   make demo    questions about a real image and a real video
 #   make test    the laws and everything else          make lint    ruff and mypy
 #   make parity  a table of every published family against its reference implementation
-#   make bench   kernels against their references      make clean   forgets .venv and all build products
+#   make bench   kernels, plugins, whole models        make clean   forgets .venv and all build products
 # PYTHON=python3.12 picks the interpreter. On Linux the package index's torch brings gigabytes of CUDA libraries;
 # TORCH_INDEX=URL takes it from another index, such as PyTorch's own for CPU builds.
 PYTHON ?= python3
@@ -32,6 +32,9 @@ parity: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/matrices.py
+	$(BIN)/python benchmarks/plugins.py
+	$(BIN)/python benchmarks/decode.py
 
 # Constraints reach the isolated build too (PIP_BUILD_CONSTRAINT is what newer pips read).
 $(READY): pyproject.toml constraints.txt $(wildcard adapters/kernels/*)
