@@ -3,6 +3,7 @@ the scales that lose least. Packing and unpacking go a block of rows at a time, 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 
 import torch
@@ -18,7 +19,7 @@ ROUNDS = 16  # a pack that is not its own best pack by then stays as it is
 Fit = tuple[Tensor, Tensor, Tensor]  # codes [n, group] (or the error [n, 1]), scale [n, 1], offset [n, 1]; fp32
 
 
-class Grouped(Format):
+class Grouped(Format, ABC):
     """Codes `lowest`..`highest`, and a scale (fp16 or bf16) per `group` columns; their number is a multiple of it.
 
     Packing what `unpack` gave returns the same parts. Values that are not finite raise `IntegrityError`.
@@ -34,18 +35,18 @@ class Grouped(Format):
         self.group, self.scales = group, scales
         self.name = f"int{self.bits}-g{group}" + ("-bf16" if scales == torch.bfloat16 else "")
 
+    @abstractmethod
     def layout(self, d_out: int, d_in: int) -> dict[str, tuple[tuple[int, int], torch.dtype]]:
         """Shape and dtype of each part."""
-        raise NotImplementedError
 
+    @abstractmethod
     def candidates(self, low: Tensor, high: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
         """Scales and offsets to try for groups that span low..high, each [n, 1]; of equally good ones the first wins.
         They hold every scale with which such a group could have been unpacked."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stored(self, codes: Tensor, scale: Tensor, offset: Tensor) -> Parts:
         """codes fp32 [rows, in], scale and offset [rows, in / group] -> parts."""
-        raise NotImplementedError
 
     def empty(self, d_out: int, d_in: int, dtype: torch.dtype | None, device: torch.device | str | None) -> Parts:
         if d_in % self.group:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,8 +36,8 @@ from tests.parity.reference import error, perturbed, tokens
 transformers = pytest.importorskip("transformers")
 
 
-def _saved(make: Callable[[], nn.Module]) -> Callable[[Path], object]:
-    return lambda folder: make().save_pretrained(folder)  # type: ignore[operator]
+def _saved(make: Callable[[], Any]) -> Callable[[Path], object]:
+    return lambda folder: make().save_pretrained(folder)
 
 
 def _qwen(name: str) -> nn.Module:
@@ -46,24 +48,20 @@ def _qwen(name: str) -> nn.Module:
     return perturbed(getattr(transformers, f"{kind}ForCausalLM")(config))
 
 
-def _rwkv(folder: Path) -> None:
-    test_rwkv.fla_layout(folder)
-
-
 FAMILIES: dict[str, Callable[[Path], object]] = {
-    **{name: lambda folder, n=name: test_hybrids.published(n, folder) for name in test_hybrids.FAMILIES},  # type: ignore[misc]
+    **{name: partial(test_hybrids.published, name) for name in test_hybrids.FAMILIES},
     **{
-        name: _saved(lambda n=name: test_transformers.reference(n))  # type: ignore[misc]
+        name: _saved(partial(test_transformers.reference, name))
         for name in ("llama", "llama-biases", "llama-tied-wide", "qwen2", "qwen3", "smollm3")
     },
     **{name: _saved(make) for name, make in test_mamba.FAMILIES.items()},
-    **{name: _saved(lambda n=name: _qwen(n)) for name in ("qwen3_5_text", "qwen3_5-biases", "qwen3_next")},  # type: ignore[misc]
+    **{name: _saved(partial(_qwen, name)) for name in ("qwen3_5_text", "qwen3_5-biases", "qwen3_next")},
     "qwen3_5": test_qwen3_5.Seen,
     "qwen3_vl": test_qwen3_vl.made,
     "idefics3": lambda folder: test_idefics3.Seen("idefics3", folder),
     "smolvlm": lambda folder: test_idefics3.Seen("smolvlm", folder),
     "lfm2_vl": lfm2_published.make,
-    "rwkv7": _rwkv,
+    "rwkv7": test_rwkv.fla_layout,
 }
 
 

@@ -226,8 +226,6 @@ def test_a_saved_state_goes_on_and_no_other_model_takes_it(head: Mtp, tmp_path: 
 
 
 def test_a_model_has_its_head_and_models_show_counts_it(one: Path, tmp_path: Path):
-    import transformers  # noqa: F401  (the reference's tokenizer vocabulary is larger than 200)
-
     count = sum(tensor.numel() for tensor in published().values())
     shown = {}
     for name, head in (("with", published()), ("without", {})):
