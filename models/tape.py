@@ -1,8 +1,10 @@
 """Tapes: the rows that softmax attention keeps, the only leaves that grow.
 
 A tape is a value: a length per batch row over a store that forks share. The store remembers how many rows are
-claimed; the tape that ends exactly there appends in place, any other copies first. So a fork costs nothing until
-it diverges, and no fork ever sees another's rows. Rows behind a tape's end are scratch for provisional forwards.
+claimed; the tape that ends exactly there appends in place, any other goes on in a store of its own, in front of which
+it reads the shared rows. So a fork costs what it adds, and no fork ever sees another's rows; one that goes on for long
+makes the shared rows its own, because reading in two places takes time. Rows behind a tape's end are scratch for
+provisional forwards.
 """
 
 from __future__ import annotations
@@ -13,6 +15,11 @@ import torch
 from torch import Tensor
 
 GROWTH = 256  # rows; a full store grows by half its size and at least this much
+BRANCH_GROWTH = 32  # the same for a fork's own store
+SEGMENTS = 8  # shared stores that a fork of a fork of a fork reads at most
+OWN = 16  # a fork makes the shared rows its own when it added one for so many of them
+
+Rows = tuple[Tensor, Tensor]  # k, v [B, H, L, D]
 
 
 @dataclass
@@ -26,8 +33,12 @@ class _Store:
 class Tape:
     """Keys and values of the tokens so far: `lengths[b]` rows for batch row b."""
 
-    def __init__(self, store: _Store, lengths: tuple[int, ...]) -> None:
-        self._store, self.lengths = store, lengths
+    def __init__(self, store: _Store, lengths: tuple[int, ...], past: tuple[Rows, ...] = ()) -> None:
+        """`lengths` counts the rows of `past`, which all batch rows have, and those of the store."""
+        self.lengths = lengths
+        self._store, self._past = store, past
+        self._base = sum(k.shape[2] for k, _ in past)
+        self._own = tuple(length - self._base for length in lengths)
 
     @classmethod
     def empty(cls, batch: int, heads: int, d_k: int, d_v: int, *, dtype: torch.dtype, device: torch.device) -> Tape:
@@ -41,32 +52,37 @@ class Tape:
         return cls(_Store(k, v, lengths), lengths)
 
     @property
-    def rows(self) -> tuple[Tensor, Tensor]:
+    def rows(self) -> Rows:
         """k, v [B, H, longest row, D]; a shorter row's end is scratch."""
-        n = max(self.lengths, default=0)
-        return self._store.k[:, :, :n], self._store.v[:, :, :n]
+        return self._joined(max(self._own, default=0))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the store behind this tape."""
-        return self._store.k.nbytes + self._store.v.nbytes
+        """Bytes of the stores behind this tape, also those that it shares."""
+        return sum(self.storages().values())
 
-    def peek(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def storages(self) -> dict[int, int]:
+        """Bytes of each block of memory by its address: summed over several tapes, what they share counts once."""
+        pairs = (*self._past, (self._store.k, self._store.v))
+        blocks = (tensor.untyped_storage() for pair in pairs for tensor in pair)
+        return {block.data_ptr(): block.nbytes() for block in blocks}
+
+    def peek(self, k: Tensor, v: Tensor) -> Rows:
         """The rows followed by new ones k, v [B, H, T, D], without appending: row b's new rows start at lengths[b].
 
         The result may be a view of the store's scratch space and is valid until the next call on this tape.
         """
         uniform = len(set(self.lengths)) <= 1
-        length, new = max(self.lengths, default=0), k.shape[2]
-        if uniform and length == 0:
+        length, new = max(self._own, default=0), k.shape[2]
+        if uniform and length == self._base == 0:
             return k, v
-        if uniform and (torch.is_grad_enabled() or self._store.claimed != self.lengths):
+        if uniform and torch.is_grad_enabled():
             old_k, old_v = self.rows
             return torch.cat([old_k, k], 2), torch.cat([old_v, v], 2)
-        tape = self if self._store.claimed == self.lengths else self._copy(new)
-        tape._reserve(length + new)
+        tape = self._writable()
+        tape._reserve(max(tape._own) + new)
         tape._write(k, v, (new,) * len(self.lengths))
-        return tape._store.k[:, :, : length + new], tape._store.v[:, :, : length + new]
+        return tape._joined(max(tape._own) + new)
 
     def append(self, k: Tensor, v: Tensor, n: tuple[int, ...]) -> Tape:
         """A tape with row b's first n[b] of the new rows k, v [B, H, T, D] added."""
@@ -76,24 +92,49 @@ class Tape:
         if torch.is_grad_enabled() and k.requires_grad and len(set(lengths)) == 1:
             old_k, old_v = self.rows
             return Tape.of(torch.cat([old_k, k[:, :, : n[0]]], 2), torch.cat([old_v, v[:, :, : n[0]]], 2), lengths)
-        tape = self if self._store.claimed == self.lengths else self._copy(max(n))
-        written = tape._store.written
-        if written is None or written[0] is not k or written[1] is not v or written[2] != self.lengths:
-            tape._reserve(max(lengths))
+        tape = self._writable()
+        store, written = tape._store, tape._store.written
+        if written is None or written[0] is not k or written[1] is not v or written[2] != tape._own:
+            tape._reserve(max(a + b for a, b in zip(tape._own, n, strict=True)))
             tape._write(k, v, n)
-        tape._store.claimed = lengths
-        return Tape(tape._store, lengths)
+        store.claimed = tuple(a + b for a, b in zip(tape._own, n, strict=True))
+        longer = Tape(store, lengths, tape._past)
+        return longer if max(longer._own) * OWN <= longer._base or not longer._past else longer._whole()
 
-    def _copy(self, extra: int) -> Tape:
+    def _joined(self, own: int) -> Rows:
+        k, v = self._store.k[:, :, :own], self._store.v[:, :, :own]
+        if not self._past:
+            return k, v
+        return torch.cat([*(old for old, _ in self._past), k], 2), torch.cat([*(old for _, old in self._past), v], 2)
+
+    def _writable(self) -> Tape:
+        """This tape, if its store ends where it does; else one with the same rows and a store of its own."""
+        if self._store.claimed == self._own:
+            return self
+        if len(set(self.lengths)) > 1:
+            return self._whole()
+        if own := max(self._own, default=0):  # kept, so that all forks of this tape share what is copied here
+            past = (*self._past, (self._store.k[:, :, :own], self._store.v[:, :, :own]))
+            self._past = past if len(past) <= SEGMENTS else (past[0], _one(past[1:]))
+            self._base, self._own = self._base + own, (0,) * len(self._own)
+            self._store = self._empty_store()
+        return Tape(self._empty_store(), self.lengths, self._past)
+
+    def _empty_store(self) -> _Store:
+        k, v = (rows.new_empty(*rows.shape[:2], 0, rows.shape[3]) for rows in (self._store.k, self._store.v))
+        return _Store(k, v, (0,) * len(self.lengths))
+
+    def _whole(self) -> Tape:
+        """The same rows in one store."""
         k, v = self.rows
-        copy = Tape(_Store(k, v, self.lengths), self.lengths)
-        copy._resize(k.shape[2] + extra)
-        return copy
+        whole = Tape(_Store(k, v, self.lengths), self.lengths)
+        whole._resize(k.shape[2] + GROWTH)
+        return whole
 
     def _reserve(self, rows: int) -> None:
         capacity = self._store.k.shape[2]
         if rows > capacity:
-            self._resize(max(rows, capacity + max(capacity // 2, GROWTH)))
+            self._resize(max(rows, capacity + max(capacity // 2, BRANCH_GROWTH if self._past else GROWTH)))
 
     def _resize(self, capacity: int) -> None:
         # zeros, because a masked-out NaN in scratch would still reach the output
@@ -105,12 +146,16 @@ class Tape:
             setattr(self._store, name, new)
 
     def _write(self, k: Tensor, v: Tensor, n: tuple[int, ...]) -> None:
-        self._store.written = (k, v, self.lengths) if min(n) == k.shape[2] else None
-        if len(set(self.lengths)) == 1 and len(set(n)) == 1:
-            at = slice(self.lengths[0], self.lengths[0] + n[0])
+        self._store.written = (k, v, self._own) if min(n) == k.shape[2] else None
+        if len(set(self._own)) == 1 and len(set(n)) == 1:
+            at = slice(self._own[0], self._own[0] + n[0])
             self._store.k[:, :, at] = k[:, :, : n[0]].detach()
             self._store.v[:, :, at] = v[:, :, : n[0]].detach()
             return
-        for b, (length, count) in enumerate(zip(self.lengths, n, strict=True)):
+        for b, (length, count) in enumerate(zip(self._own, n, strict=True)):
             self._store.k[b, :, length : length + count] = k[b, :, :count].detach()
             self._store.v[b, :, length : length + count] = v[b, :, :count].detach()
+
+
+def _one(past: tuple[Rows, ...]) -> Rows:
+    return torch.cat([k for k, _ in past], 2), torch.cat([v for _, v in past], 2)

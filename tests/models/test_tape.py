@@ -1,0 +1,92 @@
+"""Tapes as values: whatever forks do, each sees its own rows; and a fork holds what it adds, not what it shares."""
+
+from __future__ import annotations
+
+import torch
+from fluvial.models.tape import Tape
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+H, D = 2, 3
+
+
+def rows(n: int, seed: int, batch: int = 1) -> tuple[Tensor, Tensor]:
+    k = torch.randn(batch, H, n, D, generator=torch.Generator().manual_seed(seed))
+    return k, -k
+
+
+def start(batch: int = 1) -> Tape:
+    return Tape.empty(batch, H, D, D, dtype=torch.float32, device=torch.device("cpu"))
+
+
+@torch.no_grad()
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 40), st.booleans()), min_size=1, max_size=40))
+def test_every_fork_holds_its_own_rows(steps: list[tuple[int, int, bool]]):
+    """A step goes on from any earlier tape, with or without a provisional look first."""
+    tapes, truths = [start()], [torch.zeros(1, H, 0, D)]
+    for seed, (source, n, looks) in enumerate(steps):
+        at = source % len(tapes)
+        k, v = rows(n, seed)
+        whole = torch.cat([truths[at], k], 2)
+        if looks:
+            seen_k, seen_v = tapes[at].peek(k, v)
+            assert torch.equal(seen_k, whole) and torch.equal(seen_v, -whole)
+        kept = n if seed % 3 else n // 2  # of a provisional forward often a part only
+        tapes.append(tapes[at].append(k, v, (kept,)))
+        truths.append(whole[:, :, : truths[at].shape[2] + kept])
+    for tape, truth in zip(tapes, truths, strict=True):
+        assert tape.lengths == (truth.shape[2],)
+        assert torch.equal(tape.rows[0], truth) and torch.equal(tape.rows[1], -truth)
+
+
+@torch.no_grad()
+def test_rows_of_a_batch_may_part_after_a_fork():
+    k, v = rows(50, 1, batch=2)
+    tape = start(2).append(k, v, (50, 50))
+    more_k, more_v = rows(4, 2, batch=2)
+    tape.append(more_k, more_v, (4, 4))
+    ragged = tape.append(more_k, more_v, (1, 3))  # the second to go on: shares the fifty
+    assert ragged.lengths == (51, 53)
+    next_k, next_v = rows(2, 3, batch=2)
+    for fork in (ragged, ragged.append(next_k, next_v, (0, 1))):
+        for b, n in enumerate(fork.lengths):
+            wanted = torch.cat([k[b], more_k[b, :, : (1, 3)[b]], next_k[b]], 1)[:, :n]
+            assert torch.equal(fork.rows[0][b, :, :n], wanted)
+
+
+@torch.no_grad()
+def test_a_thousand_forks_of_a_long_tape_hold_what_they_add():
+    k, v = rows(100_000, 1)
+    trunk = Tape.of(k, v, (100_000,))
+    added = rows(20, 2)
+    forks = [trunk.append(*added, (20,)) for _ in range(1000)]
+    together = {address: n for fork in forks for address, n in fork.storages().items()}
+    row = 2 * H * D * 4
+    shared = 100_000 * row
+    assert sum(together.values()) <= 1.51 * shared + 1000 * 32 * row  # the first one grows the trunk's own store
+    assert all(fork.lengths == (100_020,) for fork in forks)
+
+
+@torch.no_grad()
+def test_a_fork_that_goes_on_for_long_makes_the_rows_its_own():
+    trunk = Tape.of(*rows(1000, 1), (1000,))
+    trunk.append(*rows(1, 2), (1,))
+    fork, seed = trunk, 3
+    while len(fork.storages()) != 2 or fork is trunk:
+        fork, seed = fork.append(*rows(10, seed), (10,)), seed + 1
+        assert seed < 20
+    assert 1000 // 16 <= fork.lengths[0] - 1000 <= 1000 // 16 + 20
+    assert not fork.storages().keys() & trunk.storages().keys()
+
+
+@torch.no_grad()
+def test_forks_of_forks_read_few_stores():
+    tape, truth = start(), torch.zeros(1, H, 0, D)
+    for seed in range(60):
+        k, v = rows(5, seed)
+        tape.append(-k, v, (5,))  # another goes first
+        tape, truth = tape.append(k, v, (5,)), torch.cat([truth, k], 2)
+        assert len(tape.storages()) <= 2 * 9
+    assert torch.equal(tape.rows[0], truth)
