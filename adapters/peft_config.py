@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fluvial.adapters import expressions
 from fluvial.adapters.errors import IntegrityError, ModelNotFoundError, UnsupportedError
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -54,7 +55,7 @@ class PeftConfig:
 
     def replaces(self, module: str) -> bool:
         """Whether the module is one of `modules_to_save`, or lies in one."""
-        return any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.saved)
+        return any(expressions.match(r"(^|.*\.){}($|\..*)", name, module) for name in self.saved)
 
     def targets_module(self, module: str) -> bool:
         """Whether PEFT puts LoRA on the module of that name."""
@@ -80,7 +81,7 @@ def read_config(folder: Path) -> PeftConfig:
         said = json.loads(path.read_text("utf-8"))
         _supported(said)
         return _parsed(said)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, re.error) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise IntegrityError(f"{path} is damaged.", f"{error!r:.200}", "Get the plugin again.") from error
 
 
@@ -101,6 +102,11 @@ def _supported(said: dict[str, Any]) -> None:
             f"The plugin asks for {', '.join(unknown):.200}, which is not supported.",
             hint="Train it without, or merge it into the weights.",
         )
+    pattern = said.get("layers_pattern") or ()
+    if strange := [
+        name for name in ([pattern] if isinstance(pattern, str) else pattern) if not expressions.plain(name)
+    ]:
+        raise UnsupportedError(f"The plugin says layers_pattern={strange[0]!r:.40}.", "Only a name is supported.")
     if said.get("bias", "none") not in ("none", "all", "lora_only"):
         raise UnsupportedError(f"The plugin says bias={said['bias']!r:.40}.", "Known: none, all, lora_only.")
 
@@ -140,9 +146,9 @@ def _names(value: Any) -> str | tuple[str, ...]:
 
 def _named(module: str, names: str | tuple[str, ...]) -> bool:
     if isinstance(names, str):
-        return re.fullmatch(names, module) is not None
+        return expressions.fullmatch(names, module)
     return module in names or any(module.endswith(f".{name}") for name in names)
 
 
 def _pattern_of(module: str, patterns: Iterable[str]) -> str:
-    return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", module)), module)
+    return next((pattern for pattern in patterns if expressions.match(r"(.*\.)?({})$", pattern, module)), module)

@@ -12,7 +12,7 @@ from torch import Tensor
 from fluvial.adapters.errors import IntegrityError, ModelNotFoundError, UnsupportedError
 from fluvial.adapters.peft_config import PICKLED, WEIGHTS, PeftConfig
 
-PREFIX = "base_model.model."
+PREFIX, LONGEST = "base_model.model.", 512  # characters of a tensor's name
 _LORA = re.compile(
     r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)(?:\.default)?(?:\.(?P<leaf>weight|bias))?"
 )
@@ -50,8 +50,10 @@ def read_file(folder: Path, config: PeftConfig) -> PeftFile:
     tensors, found = _tensors(folder), PeftFile()
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        if not key.startswith(PREFIX):
-            raise IntegrityError(f"{WEIGHTS} has a tensor {key!r:.120}.", f"PEFT's names begin with {PREFIX}.")
+        if not key.startswith(PREFIX) or len(key) > LONGEST:
+            raise IntegrityError(
+                f"{WEIGHTS} has a tensor {key!r:.120}.", f"PEFT's names begin with {PREFIX} and are not that long."
+            )
         if not tensor.is_floating_point() or not tensor.isfinite().all():
             raise IntegrityError(f"{key} holds no finite numbers.", hint="Get the plugin again.")
         name = key.removeprefix(PREFIX)

@@ -267,6 +267,10 @@ BAD: dict[str, tuple[dict[str, Tensor], dict[str, Any], type[FluvialError], str]
     "a bias rule": (PROJ, {"bias": "some"}, UnsupportedError, "some"),
     "a broken expression": (PROJ, {"target_modules": "("}, IntegrityError, "damaged"),
     "a broken pattern": (PROJ, {"rank_pattern": {"(": 2}}, IntegrityError, "damaged"),
+    "an endless expression": (PROJ, {"target_modules": "(.?){4000000000}x"}, UnsupportedError, "steps"),
+    "an endless pattern": (PROJ, {"rank_pattern": {"(.?){4000000000}x": 2}}, UnsupportedError, "steps"),
+    "a pattern of layers": (PROJ, {"layers_pattern": ["h", "(a+)+"]}, UnsupportedError, "layers_pattern"),
+    "a name without end": (pair("a." * 300, OUT, D), {}, IntegrityError, "not that long"),
     "a rank of nothing": (PROJ, {"r": 0}, IntegrityError, "damaged"),
     "a wordy alpha": (PROJ, {"lora_alpha": "x"}, IntegrityError, "damaged"),
 }
