@@ -123,9 +123,8 @@ def write(
         file.truncate(8 + len(text) + at)
         for key, name, values in placed(modules, source):
             owner, _, leaf = f"{key}.{name}".rpartition(".")
-            parts = {leaf: values.float()}
-            if leaf == "weight" and owner in formats:
-                parts = packed(values, formats[owner], name)
+            quantized = leaf == "weight" and owner in formats
+            parts = packed(values, formats[owner], name) if quantized else {leaf: values.float()}
             for part, tensor in parts.items():
                 file.seek(8 + len(text) + places[f"{owner}.{part}"])
                 tensor.contiguous().flatten().view(torch.uint8).numpy().tofile(file)
