@@ -14,9 +14,10 @@ from fluvial.engine.feed import Feed
 from fluvial.engine.model import Model
 from fluvial.engine.snapshot import Snapshot
 from fluvial.engine.template import Media, Part, Special, Text
-from fluvial.models.state import State, read_checked, write_atomically
+from fluvial.models.state import State
+from fluvial.models.state_file import read_checked, write_atomically
 
-KIND, VERSION = "fluvial-session", "1"
+KIND = "fluvial-session"
 
 
 def save(now: Snapshot, path: Path) -> None:
@@ -37,13 +38,13 @@ def save(now: Snapshot, path: Path) -> None:
         "ids": now.ids,
     }
     about |= {"plugins": json.dumps(feed.route.saved if feed.route else {})}
-    about |= {"format": KIND, "version": VERSION, "name": feed.model.name, "whole_model": feed.model.fingerprint()}
-    write_atomically(path, tensors, about | {"memory": json.dumps(memory)})
+    about |= {"name": feed.model.name, "whole_model": feed.model.fingerprint()}
+    write_atomically(path, KIND, tensors, about | {"memory": json.dumps(memory)})
 
 
 def load(model: Model, path: Path) -> Snapshot:
     """Reads what `save` wrote; raises `IntegrityError` for damage, another model, or a plugin that is not loaded."""
-    tensors, about = read_checked(path, KIND, VERSION)
+    tensors, about = read_checked(path, (KIND,))
     if about.get("whole_model") != model.fingerprint():
         raise IntegrityError(
             f"{path} belongs to another model.",

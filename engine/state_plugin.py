@@ -1,7 +1,7 @@
 """State plugins: what a recurrent model remembers before its first token, learned like weights (state tuning).
 
 A safetensors file with the recurrent leaves that differ from an empty state, named as `State` names them ("3.S") with
-one row each, and in its metadata the format, its version and the base model's name.
+one row each, and the base model's name in its metadata.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from fluvial.adapters.errors import IntegrityError, UnsupportedError
 from fluvial.models.attention import Attention
 from fluvial.models.decoder import Decoder
 from fluvial.models.parallel import Parallel
-from fluvial.models.state import read_checked, write_atomically
+from fluvial.models.state_file import read_checked, write_atomically
 
-KIND, VERSION, FILE = "fluvial-initial-state", "1", "initial_state.safetensors"
+KIND, FILE = "fluvial-initial-state", "initial_state.safetensors"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def recurrent(decoder: Decoder) -> dict[str, Tensor]:
 
 def write(path: Path, leaves: Mapping[str, Tensor], *, base: str = "") -> None:
     """Writes a state plugin: leaves [1, ...] by name, of the model `base`."""
-    write_atomically(path, leaves, {"format": KIND, "version": VERSION, "base": base})
+    write_atomically(path, KIND, leaves, {"base": base})
 
 
 def file_of(path: Path) -> Path | None:
@@ -62,7 +62,7 @@ def file_of(path: Path) -> Path | None:
 
 def read(path: Path, decoder: Decoder) -> Start:
     """Raises `UnsupportedError` for a model without recurrent state, `IntegrityError` for damage or another model."""
-    tensors, about = read_checked(path, KIND, VERSION)
+    tensors, about = read_checked(path, (KIND,))
     empty = recurrent(decoder)
     if not empty:
         raise UnsupportedError(

@@ -8,22 +8,19 @@ fingerprint of the model they belong to, written atomically, and restored bit fo
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from fluvial.adapters.errors import IntegrityError, UsageError
+from fluvial.adapters.errors import IntegrityError
+from fluvial.models.state_file import read_checked, write_atomically
 from fluvial.models.tape import Tape
 
 Leaf = Tensor | Tape
-VERSION = "1"
+KIND = "fluvial-state"
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,13 @@ class State:
         wanted = {"all": (Tensor, Tape), "recurrent": (Tensor,), "tape": (Tape,)}[kind]
         return sum(leaf.nbytes for leaf in self.leaves.values() if isinstance(leaf, wanted))
 
+    def storages(self) -> dict[int, int]:
+        """Bytes of each block of memory by its address: summed over several states, what they share counts once."""
+        found: dict[int, int] = {}
+        for leaf in self.leaves.values():
+            found |= leaf.storages() if isinstance(leaf, Tape) else _block(leaf)
+        return found
+
     def pack(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The state as plain tensors and strings, for a file."""
         tensors: dict[str, Tensor] = {}
@@ -95,50 +99,18 @@ class State:
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file atomically: the old file or the new one is whole at any moment."""
         tensors, about = self.pack()
-        write_atomically(Path(path), tensors, about | {"format": "fluvial-state", "version": VERSION})
+        write_atomically(Path(path), KIND, tensors, about)
 
     @classmethod
     def restore(cls, path: str | Path, *, model: str | None = None) -> State:
         """Reads a saved state; raises `IntegrityError` if it is damaged or belongs to another model."""
-        tensors, about = read_checked(Path(path), "fluvial-state", VERSION)
+        tensors, about = read_checked(Path(path), (KIND,))
         return cls.unpack(tensors, about, model)
 
 
-def write_atomically(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """Writes safetensors beside `path`, syncs it, and renames it into place."""
-    data = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    except OSError as error:
-        raise UsageError(f"Cannot write {path}.", str(error), "Choose a folder that exists and is writable.") from error
-    os.close(handle)
-    try:
-        save_file(data, temporary, metadata=dict(about))
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def read_checked(path: Path, kind: str, version: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata of a file of that kind and version, or an `IntegrityError`."""
-    if not path.is_file():
-        raise IntegrityError(f"No saved state at {path}.", hint="Check the path.")
-    try:
-        with safe_open(path, "pt") as file:
-            about = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise IntegrityError(
-            f"{path} is damaged.", str(error), "Restore it from a copy; nothing was loaded."
-        ) from error
-    if (about.get("format"), about.get("version")) != (kind, version):
-        raise IntegrityError(
-            f"{path} is not a {kind} file of version {version}.",
-            f"It says {about.get('format')}, version {about.get('version')}.",
-        )
-    return tensors, about
+def _block(tensor: Tensor) -> dict[int, int]:
+    block = tensor.untyped_storage()
+    return {block.data_ptr(): block.nbytes()}
 
 
 def recurrent_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from fluvial.models.tape import Tape
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+from fluvial.models.tape import Tape
 
 H, D = 2, 3
 

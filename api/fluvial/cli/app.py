@@ -13,9 +13,12 @@ from fluvial.cli.doctor import doctor
 from fluvial.cli.models import ls, show
 from fluvial.cli.packing import pack, plan
 from fluvial.cli.run import run
+from fluvial.cli.states import diff
+from fluvial.cli.states import show as show_state
 
 app = typer.Typer(name="fluvial", add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 models = typer.Typer(help="The models on this machine.", no_args_is_help=True)
+states = typer.Typer(help="Saved conversations.", no_args_is_help=True)
 
 
 def _version(wanted: bool) -> None:
@@ -44,3 +47,6 @@ command(models, "show")(show)
 command(models, "pack")(pack)
 command(models, "plan")(plan)
 app.add_typer(models, name="models")
+command(states, "show")(show_state)
+command(states, "diff")(diff)
+app.add_typer(states, name="state")
