@@ -5,34 +5,38 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+from fluvial.engine.depth import Depth
 from fluvial.engine.events import Done, Token, Usage
 from fluvial.engine.sampling import Sampler
 from fluvial.engine.snapshot import Snapshot
+from fluvial.engine.speculation import Decoding
 from fluvial.engine.text_stream import TextStream
 
 
 class Answer:
-    """One answer to the prompt that `prompt` stands behind.
+    """One answer to the prompt that `prompt` stands behind; `depth` says how far its draft goes.
 
     While and after `tokens` runs: `text` given out, `said` token ids in memory, `feed` after them. Both always
     agree: where a stop string or a cancel cuts the text, memory goes back to exactly the text that was given out.
     """
 
-    def __init__(self, prompt: Snapshot, sampler: Sampler, stream: TextStream) -> None:
+    def __init__(self, prompt: Snapshot, sampler: Sampler, stream: TextStream, depth: Depth | None = None) -> None:
         self.prompt, self.sampler, self._stream = prompt, sampler, stream
         if sampler.params.seed is None and prompt.sampler is not None:
             sampler.load_state(prompt.sampler)
         self.feed, self.said, self.text, self.reason = prompt.feed, list[int](), "", "length"
         self._written, self._seconds = 0, 0.0
+        ends = prompt.feed.model.tokenizer.eos_ids
+        self._decoding = Decoding(prompt.feed, sampler, depth or Depth(), list(prompt.ids), ends)
 
     def tokens(self, most: int) -> Iterator[Token]:
         """At most `most` tokens as they come; closing the iterator cancels the answer."""
         began, tokenizer, stream = time.perf_counter(), self.feed.model.tokenizer, self._stream
-        whole, finished = (self.feed, 0, 0), False  # where all text had been given out: feed, tokens, characters
+        decoding, finished = self._decoding, False
+        whole = (decoding.mark(), 0, 0)  # where all text had been given out: feed, tokens, characters
         try:
             while self._written < most:
-                assert self.feed.logits is not None
-                id = self.sampler.sample(self.feed.logits, [*self.prompt.ids, *self.said])
+                id = decoding.choose()
                 if id in tokenizer.eos_ids:
                     self.reason = "end"
                     break
@@ -43,19 +47,21 @@ class Answer:
                     self.reason = "stop"
                     yield Token(piece, id)
                     return
-                self.feed = self.feed.ids([id])
+                decoding.take(id, most - self._written)
                 self.said.append(id)
                 if not stream.holding:
-                    whole = (self.feed, len(self.said), len(self.text))
+                    whole = (decoding.mark(), len(self.said), len(self.text))
                 yield Token(piece, id)
             if tail := stream.finish():
                 self.text += tail
                 yield Token(tail, -1)
             finished = True
         finally:
-            if not finished:  # stopped or cancelled
+            if finished:
+                self.feed = decoding.leave()
+            else:  # stopped or cancelled
                 rest = tokenizer.encode(self.text[whole[2] :], special=False, first=False)
-                self.feed, self.said = whole[0].ids(rest), [*self.said[: whole[1]], *rest]
+                self.feed, self.said = whole[0]().ids(rest), [*self.said[: whole[1]], *rest]
             self._seconds = time.perf_counter() - began
 
     def done(self) -> Done:
@@ -69,5 +75,8 @@ class Answer:
             state_bytes=self.feed.state.nbytes("recurrent"),
             tape_bytes=self.feed.state.nbytes("tape"),
             position=self.feed.position,
+            forwards=self._decoding.forwards,
+            drafted_tokens=self._decoding.drafted,
+            accepted_tokens=self._decoding.accepted,
         )
         return Done(self.text, self.reason, usage)

@@ -8,34 +8,41 @@ from typing import Any
 
 import torch
 
+from fluvial.engine.draft import Draft
+from fluvial.engine.drafts import drafting
 from fluvial.engine.model import Model, load_model
 from fluvial.engine.plugins import Choice, Plugins
 from fluvial.engine.session import Session
 
 
 class Engine:
-    """One model, any number of sessions."""
+    """One model, any number of sessions; `draft` is what they draft with where they name nothing else."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    def __init__(self, model: Model, draft: Draft | None = None) -> None:
+        self.model, self.draft = model, draft
 
     @property
     def plugins(self) -> Plugins:
         """The plugins of the model: load, verify, unload, list."""
         return self.model.plugins
 
-    def session(self, *, system: str | None = None, plugin: Choice = None) -> Session:
+    def session(self, *, system: str | None = None, plugin: Choice = None, draft: str | None = None) -> Session:
         """A new conversation; `system` is the system prompt. `plugin`: the name of a loaded one, or a blend of several
-        with their weights, {"a": 0.7, "b": 0.3}."""
-        return Session(self.model, system=system, plugin=plugin)
+        with their weights, {"a": 0.7, "b": 0.3}. `draft`: another than the engine's, as `load` takes it; "none" is
+        none."""
+        return Session(self.model, system=system, plugin=plugin, draft=self._draft(draft))
 
-    def load_session(self, path: str | Path) -> Session:
-        """A session that was saved with `Session.save`; plugins that it used must be loaded, with the same content."""
-        return Session.load(self.model, path)
+    def load_session(self, path: str | Path, *, draft: str | None = None) -> Session:
+        """A session that was saved with `Session.save`; plugins that it used must be loaded, with the same content.
+        `draft` as for `session`."""
+        return Session.load(self.model, path, self._draft(draft))
 
     def explain(self) -> dict[str, Any]:
-        """What is on: architecture, state, dtype, device, kernels."""
-        return self.model.explain()
+        """What is on: architecture, state, dtype, device, draft, kernels."""
+        return {**self.model.explain(), "draft": "none" if self.draft is None else self.draft.name}
+
+    def _draft(self, name: str | None) -> Draft | None:
+        return self.draft if name is None else None if name == "none" else drafting(name, self.model)
 
 
 def load(
@@ -44,11 +51,14 @@ def load(
     dtype: str | torch.dtype | None = None,
     quant: str | None = None,
     plugins: Mapping[str, str | Path] | None = None,
+    draft: str | None = None,
     offline: bool = False,
 ) -> Engine:
     """An engine on a bundled model ("pebble"), a checkpoint folder or a hub name. `plugins`: folders by the names that
-    sessions use. Other arguments and errors: as `load_model`."""
-    engine = Engine(load_model(name, dtype=dtype, quant=quant, offline=offline))
+    sessions use. `draft` lets one forward give several tokens, which stay the model's own: "ngram" (look-up in what
+    was said), or the name of a smaller model with the same vocabulary. Other arguments and errors: as `load_model`."""
+    model = load_model(name, dtype=dtype, quant=quant, offline=offline)
+    engine = Engine(model, None if draft in (None, "none") else drafting(draft, model, offline=offline))
     for plugin, path in (plugins or {}).items():
         engine.plugins.load(path, plugin)
     return engine

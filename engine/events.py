@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Usage:
-    """Figures of one answer. Seconds are wall time; rates are tokens per second; bytes are what the session holds."""
+    """Figures of one answer. Seconds are wall time; rates are tokens per second; bytes are what the session holds.
+    `forwards` of the model gave the tokens; `accepted_tokens` of them were guessed, in `drafted_tokens` guesses."""
 
     prompt_tokens: int
     media_tokens: int
@@ -17,6 +18,9 @@ class Usage:
     state_bytes: int
     tape_bytes: int
     position: int
+    forwards: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def prompt_rate(self) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fluvial.adapters.errors import UnsupportedError
 from fluvial.encoders.layout import Layout
+from fluvial.engine.draft import Draft, Seen
 from fluvial.engine.model import Model
 from fluvial.engine.plugins import Blend
 from fluvial.models.state import State
@@ -23,16 +24,18 @@ CHUNK = 512  # tokens fed at once
 
 @dataclass(frozen=True)
 class Feed:
-    """`state` after `tokens` tokens, and `logits` fp32 [vocab] for the next one (None before the first)."""
+    """`state` after `tokens` tokens, and `logits` fp32 [vocab] for the next one (None before the first). `draft` has
+    seen the same tokens."""
 
     model: Model
     state: State
     logits: Tensor | None = None
     route: Blend | None = None
+    draft: Draft | None = None
 
     @classmethod
-    def start(cls, model: Model, route: Blend | None = None) -> Feed:
-        return cls(model, model.decoder.init_state(route=route), None, route)
+    def start(cls, model: Model, route: Blend | None = None, draft: Draft | None = None) -> Feed:
+        return cls(model, model.decoder.init_state(route=route), None, route, draft)
 
     def under(self, route: Blend | None) -> Feed:
         """The same feed, going on with another route. Raises `UnsupportedError` where it would have begun otherwise."""
@@ -40,7 +43,7 @@ class Feed:
         if starts(route) == starts(self.route):
             return replace(self, route=route)
         if self.position == 0:
-            return Feed.start(self.model, route)
+            return Feed.start(self.model, route, self.draft)
         raise UnsupportedError(
             "A state plugin says how a session begins.",
             f"This one has read {self.position} tokens.",
@@ -57,7 +60,7 @@ class Feed:
         if not ids:
             return self
         table = torch.tensor([ids], device=self.model.decoder.device)
-        return self.embeddings(self.model.decoder.embed(table, self.route)[0])
+        return self._after(self.model.decoder.embed(table, self.route)[0], None, ids)
 
     def step(self, x: Tensor, layout: Layout) -> Feed:
         """After one step of a medium: its embeddings x [T, D] and the words around them."""
@@ -69,12 +72,19 @@ class Feed:
     @torch.no_grad()
     def embeddings(self, x: Tensor, positions: Tensor | None = None) -> Feed:
         """After more embeddings x [T, D]; rotary `positions` [3, T] count from the next token's."""
-        decoder, state = self.model.decoder, self.state
+        return self._after(x, positions, None)
+
+    @torch.no_grad()
+    def _after(self, x: Tensor, positions: Tensor | None, ids: list[int] | None) -> Feed:
+        decoder, state, draft = self.model.decoder, self.state, self.draft
         chunks = x.to(decoder.dtype)[None].split(CHUNK, 1)
         places: Sequence[Tensor | None] = [None] * len(chunks)
         if positions is not None:
             places = (positions[:, None].to(decoder.device) + state.rotary[0]).split(CHUNK, 2)
-        for chunk, place in zip(chunks, places, strict=True):
+        for i, (chunk, place) in enumerate(zip(chunks, places, strict=True)):
             hidden, state = decoder(chunk, state, positions=place, route=self.route)
+            if draft is not None:
+                part = None if ids is None else ids[i * CHUNK : (i + 1) * CHUNK]
+                draft = draft.observe(Seen(part, chunk[0], hidden[0], place, self.route))
         logits = decoder.logits(hidden[0, -1], self.route).float()
-        return replace(self, state=state, logits=logits)
+        return replace(self, state=state, logits=logits, draft=draft)

@@ -69,27 +69,31 @@ class Sampler:
 
         `history`: the token ids so far, oldest first; for [B, V] one sequence for each row (or none at all). Errors:
         FluvialError for NaN, +inf or only -inf in a row, UsageError for a shape or a token id that does not fit."""
-        if logits.dim() not in (1, 2) or logits.shape[-1] == 0:
-            raise UsageError(f"Logits have the shape {list(logits.shape)}.", "They are [V] or [B, V].")
-        rows = logits.detach().float().reshape(-1, logits.shape[-1])  # [B, V]
-        rows = self._penalized(rows, self._histories(history, logits))
-        if self._vocab_size is not None and self._vocab_size < rows.shape[-1]:
-            rows = rows.index_fill(-1, torch.arange(self._vocab_size, rows.shape[-1], device=rows.device), -math.inf)
-        best = rows.amax(-1, keepdim=True)  # NaN wins
-        if not bool(torch.isfinite(best).all()):
-            kind = "NaN" if bool(best.isnan().any()) else "+inf" if bool((best > 0).any()) else "only -inf"
-            raise FluvialError(f"The model gave logits with {kind}.", "No token can be chosen.", "Check its weights.")
+        rows, best = self._checked(logits, history)
         if self.params.greedy:
-            probs = torch.zeros_like(rows).scatter_(-1, rows.argmax(-1, keepdim=True), 1.0)
-        else:
-            probs = self._filtered((rows - best) / self.params.temperature)  # no overflow for a tiny temperature
+            probs = torch.zeros_like(rows).scatter_(-1, best, 1.0)
+        else:  # no overflow for a tiny temperature
+            probs = self._filtered((rows - rows.gather(-1, best)) / self.params.temperature)
         return probs.reshape(logits.shape)
 
     def sample(self, logits: Tensor, history: Sequence[int] = ()) -> int:
         """A token for logits [V]; one draw from the generator unless greedy. Errors: as `probs`."""
         if logits.dim() != 1:
             raise UsageError(f"Logits have the shape {list(logits.shape)}.", "A token is sampled from [V].")
+        if self.params.greedy:
+            return int(self._checked(logits, history)[1])
         return self.draw(self.probs(logits, history))
+
+    def verify(self, guess: int, weights: Tensor, logits: Tensor, history: Sequence[int] = ()) -> int:
+        """A token for logits [V] as `sample` would distribute it, likely the `guess`, which was drawn from weights [V
+        or less] q: it is kept with the chance p / q, else max(0, p - q) is drawn from (Leviathan et al. 2023)."""
+        p = self.probs(logits, history)
+        q = torch.zeros_like(p)
+        q[: len(weights)] = weights
+        if float(q[guess]) * self.uniform() < float(p[guess]):
+            return guess
+        rest = (p - q).clamp(min=0)
+        return self.draw(rest if bool(rest.any()) else p)
 
     def draw(self, probs: Tensor) -> int:
         """A token for non-negative weights [V] that need not sum to 1 (speculation's residuals); never one of weight 0.
@@ -120,6 +124,21 @@ class Sampler:
             self._random.set_state(state.cpu())
         except (RuntimeError, TypeError) as error:
             raise IntegrityError("The saved sampler state does not fit.", f"{error}"[:200]) from error
+
+    def _checked(self, logits: Tensor, history: Sequence[int] | Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Penalized fp32 rows [B, V] and the likeliest token [B, 1] of each."""
+        if logits.dim() not in (1, 2) or logits.shape[-1] == 0:
+            raise UsageError(f"Logits have the shape {list(logits.shape)}.", "They are [V] or [B, V].")
+        rows = logits.detach().float().reshape(-1, logits.shape[-1])
+        rows = self._penalized(rows, self._histories(history, logits))
+        if self._vocab_size is not None and self._vocab_size < rows.shape[-1]:
+            rows = rows.index_fill(-1, torch.arange(self._vocab_size, rows.shape[-1], device=rows.device), -math.inf)
+        best = rows.argmax(-1, keepdim=True)  # NaN wins
+        top = rows.gather(-1, best)
+        if not bool(torch.isfinite(top).all()):
+            kind = "NaN" if bool(top.isnan().any()) else "+inf" if bool((top > 0).any()) else "only -inf"
+            raise FluvialError(f"The model gave logits with {kind}.", "No token can be chosen.", "Check its weights.")
+        return rows, best
 
     def _histories(self, history: Sequence[int] | Sequence[Sequence[int]], logits: Tensor) -> list[list[int]]:
         if self.params.repetition_penalty == 1 or self.params.repetition_window == 0 or not len(history):

@@ -7,6 +7,7 @@ shallow copy and an answer that is cancelled leaves the session at its last comm
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -18,6 +19,8 @@ from fluvial.adapters.errors import UnsupportedError, UsageError
 from fluvial.encoders.frame import Frame
 from fluvial.engine import saved
 from fluvial.engine.answer import Answer
+from fluvial.engine.depth import Depth
+from fluvial.engine.draft import Draft, Seen
 from fluvial.engine.events import Event, PushResult
 from fluvial.engine.feed import Feed
 from fluvial.engine.media import Encoding, Medium, medium_of
@@ -35,11 +38,13 @@ Progress = Callable[[int], None]  # called with the number of pictures seen so f
 class Session:
     """A conversation with one model; not for several threads at once."""
 
-    def __init__(self, model: Model, *, system: str | None = None, plugin: Choice = None) -> None:
+    def __init__(
+        self, model: Model, *, system: str | None = None, plugin: Choice = None, draft: Draft | None = None
+    ) -> None:
         if model.template is None:
             raise UnsupportedError(f"{model.name} has no chat template.", hint="Use load_model and feed ids.")
-        self.model, self._template = model, model.template
-        self._now = Snapshot(Feed.start(model, model.plugins.route(plugin)))
+        self.model, self._template, self._draft, self._depth = model, model.template, draft, Depth()
+        self._now = Snapshot(Feed.start(model, model.plugins.route(plugin), draft))
         if system:
             self._now = replace(self._now, messages=({"role": "system", "content": system},))
 
@@ -103,7 +108,7 @@ class Session:
             raise UnsupportedError(
                 "This chat template rewrites earlier turns, which hold media that are gone.", found.why
             )
-        self._now = replace(now, feed=Feed.start(self.model, now.feed.route), fed=())
+        self._now = replace(now, feed=Feed.start(self.model, now.feed.route, self._draft), fed=())
         return found.parts
 
     def _feed_parts(self, parts: list[Part], media: list[Encoding], progress: Progress | None = None) -> None:
@@ -197,7 +202,7 @@ class Session:
             self._now = before
             raise
         prompt = self._now
-        answer = Answer(prompt, Sampler(params, vocab_size=self.model.tokenizer.vocab_size), stream)
+        answer = Answer(prompt, Sampler(params, vocab_size=self.model.tokenizer.vocab_size), stream, self._depth)
         try:
             yield from answer.tokens(max_tokens)
         finally:
@@ -264,7 +269,7 @@ class Session:
     def fork(self) -> Session:
         """An independent session with the same past."""
         other = object.__new__(Session)
-        other.model, other._template, other._now = self.model, self._template, self._now
+        other.__dict__.update(self.__dict__, _depth=copy.deepcopy(self._depth))
         return other
 
     def save(self, path: str | Path) -> None:
@@ -273,18 +278,20 @@ class Session:
         saved.save(self._now, Path(path))
 
     @classmethod
-    def load(cls, model: Model, path: str | Path) -> Session:
+    def load(cls, model: Model, path: str | Path, draft: Draft | None = None) -> Session:
         """A saved session, in any process; raises `IntegrityError` for a damaged file, another model, or a plugin that
-        is not loaded."""
-        session = cls(model)
-        session._now = saved.load(model, Path(path))
+        is not loaded. A draft is not saved: it begins with the recent tokens."""
+        session = cls(model, draft=draft)
+        now = saved.load(model, Path(path))
+        draft = None if draft is None else draft.observe(Seen(now.ids, route=now.feed.route))
+        session._now = replace(now, feed=replace(now.feed, draft=draft))
         return session
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._now = Snapshot(Feed.start(self.model))
+        self._now = Snapshot(Feed.start(self.model, draft=self._draft))
 
 
 def _damaged(report: Any) -> bool:

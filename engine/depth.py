@@ -1,0 +1,154 @@
+"""`Depth`: how many tokens to draft, from what drafts were worth so far and what they cost here.
+
+    tokens per second of depth k = (1 + p_1 + p_1 p_2 + ... + p_1 ... p_k) / (k draft + forward(k + 1))
+
+p_i is the chance that guess i is right where all before it were: a fading count that leans on p_{i-1} where little was
+seen. Depth 0, no drafting, is one of the choices; from there a short draft is tried again after a pause that doubles
+with each failure. And whatever the estimates say, drafting may lose only what the account holds: a few forwards to
+begin with, what it won, and half a percent of all tokens.
+
+A cheap draft (look-up) is asked whenever the account allows, and the depth chosen by the grade of what it proposes; a
+costly one is asked for as much as pays. Nothing here reads a clock: costs come in with `learn`, in any unit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+MOST = 16  # guesses at once
+FADE = 0.96  # of a count's weight, with each new one
+PRIOR, WEIGHT = 0.75, 1.5  # what an unknown p_1 is taken for, and how many counts p_{i-1} stands for in p_i
+SLOPE = 0.1  # of a plain forward, for each further token, where nothing is measured
+CHEAP = 0.03  # of a plain forward, for each guess
+START, CEILING, GRANT = 4.0, 24.0, 0.005  # the account, in plain forwards
+PAUSE, LONGEST_PAUSE = 8, 1024  # chances to draft that are let pass before the next trial
+REFRESH = 128  # rounds until a plain forward is measured again
+
+
+class Costs:
+    """Seconds of a forward over T tokens: a running mean where measured, a line where not."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, float] = {}
+        self._line: list[float] = []
+
+    def __bool__(self) -> bool:
+        return 1 in self._seen
+
+    def __call__(self, tokens: int) -> float:
+        """For 1 ... MOST + 1 tokens; needs a plain forward measured."""
+        return self._line[tokens]
+
+    def note(self, tokens: int, seconds: float) -> None:
+        """One forward over so many tokens. What is far off counts for less: the machine has other work too."""
+        known = self._seen.get(tokens, self._line[tokens] if self._line else seconds)
+        weight = 0.1 if tokens in self._seen else 0.5
+        self._seen[tokens] = known + weight * (min(seconds, 2 * known) - known)
+        if not self:
+            return
+        measured = sorted(self._seen.items())
+        line = [0.0]
+        for (low, begin), (high, end) in pairwise(measured):
+            line += [begin + (end - begin) * i / (high - low) for i in range(high - low)]
+        last, end = measured[-1]
+        slope = max(0.0, (end - line[1]) / (last - 1)) if last > 1 else SLOPE * end
+        self._line = line + [end + slope * i for i in range(MOST + 2 - last)]
+
+
+@dataclass
+class _Record:
+    """What became of guesses, by their place in the proposal, and the pause after failures."""
+
+    right: list[float] = field(default_factory=list)
+    tried: list[float] = field(default_factory=list)
+    pause: int = PAUSE
+    passed: int = 0
+
+    def note(self, accepted: int, missed: bool) -> None:
+        for i in range(accepted + missed):
+            if i == len(self.tried):
+                self.right.append(0.0)
+                self.tried.append(0.0)
+            self.right[i] = FADE * self.right[i] + (i < accepted)
+            self.tried[i] = FADE * self.tried[i] + 1
+
+    def best(self, most: int, forward: Costs, draft: float, account: float) -> int:
+        """The depth that pays best, 0 ... most; now and then 1 where none does."""
+        plain, expected, chain, p = forward(1), 1.0, 1.0, PRIOR
+        best, rate, known = 0, 1 / plain, len(self.tried)
+        for k in range(1, most + 1):
+            right, tried = (self.right[k - 1], self.tried[k - 1]) if k <= known else (0.0, 0.0)
+            p = (right + WEIGHT * p) / (tried + WEIGHT)
+            chain *= p
+            expected += chain
+            cost = k * draft + forward(k + 1)
+            if cost - plain > account * plain or chain < 0.01:
+                break
+            if expected > rate * cost:
+                best, rate = k, expected / cost
+        if best:
+            self.pause, self.passed = PAUSE, 0
+            return best
+        self.passed += 1
+        if self.passed < self.pause or draft + forward(2) - plain > account * plain:
+            return 0
+        self.pause, self.passed = min(2 * self.pause, LONGEST_PAUSE), 0
+        return 1
+
+
+class Depth:
+    """The controller of one session: what it learned is kept from answer to answer."""
+
+    def __init__(self) -> None:
+        self.forward, self.account = Costs(), START
+        self.draft: float | None = None  # seconds for each guess
+        self._all, self._grades = _Record(), dict[int, _Record]()
+        self._rounds = 0
+
+    def plan(self, room: int) -> int:
+        """How many guesses to ask for, at most `room`; 0 for a plain forward. Called once a round."""
+        self._rounds += 1
+        most = min(room, MOST)
+        if most < 1 or self.account <= 0 or not self.forward or self._rounds % REFRESH == 0:
+            return 0
+        if self.draft is None:
+            return 1
+        return most if self._cheap else self._all.best(most, self.forward, self.draft, self.account)
+
+    def cut(self, guesses: int, grade: int) -> int:
+        """How many of the guesses, of that grade, to check."""
+        if not guesses or not self._cheap:
+            return guesses
+        record = self._grades.setdefault(grade, _Record())
+        return record.best(guesses, self.forward, 0.0, self.account)
+
+    def learn(
+        self,
+        *,
+        drafted: int,
+        accepted: int,
+        missed: bool,
+        grade: int,
+        forward: float,
+        asked: int = 0,
+        draft: float = 0.0,
+    ) -> None:
+        """A round is over: of `drafted` guesses `accepted` were right and, if `missed`, the next one was wrong;
+        checking cost `forward` seconds, and `asked` guesses cost `draft` seconds before they were cut."""
+        self.forward.note(drafted + 1, forward)
+        if draft:
+            each = draft / max(asked, 1)
+            self.draft = each if self.draft is None else self.draft + 0.1 * (min(each, 4 * self.draft) - self.draft)
+        if drafted:
+            self._all.note(accepted, missed)
+            self._grades.setdefault(grade, _Record()).note(accepted, missed)
+        won = 0.0
+        if self.forward:
+            plain = self.forward(1)
+            won = accepted + 1 - (self.forward(drafted + 1) + draft) / plain
+        self.account = min(CEILING, self.account + won + GRANT * (accepted + 1))
+
+    @property
+    def _cheap(self) -> bool:
+        return self.draft is None or self.draft <= CHEAP * self.forward(1)

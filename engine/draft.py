@@ -1,0 +1,74 @@
+"""`Draft`: what guesses the next tokens, so that one forward of the model checks several at once.
+
+A draft is a value that goes with the feed: `observe` returns what it becomes, and nothing that one fork does is seen by
+another. Whatever it proposes, the answer's tokens are the model's own (`speculation.py`): a bad guess only costs time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from fluvial.engine.plugins import Blend
+from fluvial.engine.sampling import Sampler
+
+
+@dataclass(frozen=True)
+class Seen:
+    """T tokens that entered the memory: embeddings x [T, D or wider] as the decoder read them, what it made of them
+    (hidden [T, D], behind its final norm), and the ids, None for a medium. `positions` int64 [3, 1, T] are those that
+    a medium rotates by. x and hidden are None where only the ids are known: memory that was read in another run."""
+
+    ids: Sequence[int] | None
+    x: Tensor | None = None
+    hidden: Tensor | None = None
+    positions: Tensor | None = None
+    route: Blend | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What to go on from: the recent token ids, of which the last is chosen but not in the memory yet, and how tokens
+    are chosen. `history` is valid during the call only."""
+
+    history: Sequence[int]
+    sampler: Sampler
+    route: Blend | None = None
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Guesses for the tokens that come next, in order. `probs` fp32 [n, V] are the distributions that they were drawn
+    from with the context's sampler (whether a guess is given may then depend on those before it, not on itself); None
+    where no chance was involved. `grade` says how sure the draft is, as a small number of its own meaning: acceptance
+    is counted for each grade."""
+
+    tokens: Sequence[int] = ()
+    probs: Tensor | None = None
+    grade: int = 0
+
+    def cut(self, n: int) -> Proposal:
+        """The first n guesses."""
+        if n >= len(self.tokens):
+            return self
+        return Proposal(self.tokens[:n], None if self.probs is None else self.probs[:n], self.grade)
+
+
+class Draft(Protocol):
+    """A method of guessing, in the state that what was seen so far gave it."""
+
+    @property
+    def name(self) -> str:
+        """As users spell it."""
+        ...
+
+    def observe(self, seen: Seen) -> Draft:
+        """The draft after more tokens. Called for all that enters the memory, prompt and media included."""
+        ...
+
+    def propose(self, context: Context, k: int) -> Proposal:
+        """At most k >= 1 guesses for what follows the context; none where it has no idea."""
+        ...
