@@ -6,7 +6,6 @@ name is an update: new sessions get it, running ones keep theirs, and what nothi
 
 from __future__ import annotations
 
-import hashlib
 import math
 import weakref
 from collections import Counter
@@ -15,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fluvial.adapters import peft, peft_config
+from fluvial.adapters import peft
 from fluvial.adapters.errors import IntegrityError, ModelNotFoundError, UsageError
 from fluvial.encoders import towers
 from fluvial.engine import state_plugin
+from fluvial.engine.plugin_folders import digest_of, name_of
 from fluvial.models import checkpoints
 from fluvial.models.decoder import Decoder
 
@@ -74,8 +74,8 @@ class Plugins:
         Raises `ModelNotFoundError`, `UnsupportedError` or `IntegrityError`; nothing has changed then.
         """
         place = Path(path).expanduser()
-        digest = _digest(place)
-        name = name or _name(place)
+        digest = digest_of(place)
+        name = name or name_of(place)
         if digest in self._attached:
             known = next(iter(info for info in self._infos.values() if info.digest == digest), None)
             info = replace(known, name=name, path=place) if known else self._read(place, name, digest)[0]
@@ -91,7 +91,7 @@ class Plugins:
     def verify(self, path: str | Path) -> PluginInfo:
         """All that `load` checks, without loading."""
         place = Path(path).expanduser()
-        return self._read(place, _name(place), _digest(place))[0]
+        return self._read(place, name_of(place), digest_of(place))[0]
 
     def unload(self, name: str) -> None:
         """Forgets a name. Sessions that use the plugin keep it; with the last of them its memory is given back."""
@@ -190,20 +190,3 @@ def modules_of(config: dict[str, Any], decoder: Decoder, tower: Any) -> peft.Mod
     """A model's modules with the plans of their published names."""
     found = {"decoder": (decoder, checkpoints.family(config["model_type"]).plan(config))}
     return found if tower is None else found | {"vision": (tower, towers.plan_of(config))}
-
-
-def _name(place: Path) -> str:
-    return place.absolute().name if place.is_dir() else place.stem
-
-
-def _digest(place: Path) -> str:
-    """The hash of a plugin's files."""
-    state = state_plugin.file_of(place)
-    files = [state] if state is not None else [place / peft_config.CONFIG, place / peft_config.WEIGHTS]
-    digest = hashlib.blake2b(digest_size=20)
-    for path in files:
-        if not path.is_file():  # reading it says what is wrong
-            return ""
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "blake2b").digest())
-    return digest.hexdigest()

@@ -73,3 +73,39 @@ def test_plugins_in_a_chat(fluvial, model):
     assert said.count("* a (lora), weight 1 * b (lora), weight 0.5") == 2
     assert "Undone: /plugin." in said and "No plugin acts" in said
     assert "no plugin in" in said and "must be a number" in said
+
+
+def test_plugins_are_listed_without_a_model(fluvial, model, tmp_path):
+    listed = json.loads(fluvial("lora", "ls", model.parent, "--json").stdout)
+    rows = {row["name"]: row for row in listed["plugins"]}
+    assert listed["v"] == 1 and set(rows) == {"own", "a", "b"}  # a loose file is a plugin where it is named
+    assert all(row["kind"] == "lora" and row["rank"] == 3 and len(row["digest"]) == 40 for row in rows.values())
+    assert rows["a"]["base"] == str(model) and rows["a"]["targets"] == [".*"] and rows["a"]["file_bytes"] > 1000
+    state = json.loads(fluvial("lora", "ls", model.parent / "s.safetensors", "--json").stdout)["plugins"]
+    assert [(row["name"], row["kind"], row["base"]) for row in state] == [("s", "state", "pebble")]
+    shown = fluvial("lora", "ls", model.parent).stdout.splitlines()
+    assert shown[0].startswith("NAME") and len(shown) == 4 and rows["b"]["digest"][:12] in shown[1]
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "adapter_config.json").write_text("{")
+    result = fluvial("lora", "ls", tmp_path)
+    assert result.exit_code == 0 and "bad" in result.stdout and "damaged" in " ".join(result.stderr.split())
+    (tmp_path / "empty").mkdir()
+    assert "There are no plugins." in fluvial("lora", "ls", tmp_path / "empty").stderr
+    assert fluvial("lora", "ls", tmp_path / "none").exit_code == 3
+
+
+def test_a_plugin_is_verified_against_a_model(fluvial, model, transformer):
+    a, s = model.parent / "plugins-a" / "a", model.parent / "s.safetensors"
+    result = fluvial("lora", "verify", a, model)
+    assert result.exit_code == 0 and "It fits." in result.stdout and not result.stderr
+    found = json.loads(fluvial("lora", "verify", s, model, "--json").stdout)
+    assert found["kind"] == "state" and found["parameters"] > 1000 and "trained on pebble" in found["warnings"][0]
+    for path, other, code, said in (
+        (a, transformer, 7, "not in this model"),
+        (model.parent / "none", model, 3, "no plugin"),
+        (s, transformer, 1, "needs a recurrent model"),
+        (a, "no-such-model", 3, "No model"),
+    ):
+        result = fluvial("lora", "verify", path, other)
+        assert result.exit_code == code and said in " ".join(result.stderr.split()), result.stderr
+        assert "It fits." not in result.stdout

@@ -10,6 +10,8 @@ from fluvial import __version__
 from fluvial.cli.chat import chat
 from fluvial.cli.command import command
 from fluvial.cli.doctor import doctor
+from fluvial.cli.lora import ls as ls_plugins
+from fluvial.cli.lora import verify
 from fluvial.cli.models import ls, show
 from fluvial.cli.packing import pack, plan
 from fluvial.cli.run import run
@@ -19,6 +21,7 @@ from fluvial.cli.states import show as show_state
 app = typer.Typer(name="fluvial", add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 models = typer.Typer(help="The models on this machine.", no_args_is_help=True)
 states = typer.Typer(help="Saved conversations.", no_args_is_help=True)
+lora = typer.Typer(help="Plugins: LoRA folders and learned states.", no_args_is_help=True)
 
 
 def _version(wanted: bool) -> None:
@@ -50,3 +53,6 @@ app.add_typer(models, name="models")
 command(states, "show")(show_state)
 command(states, "diff")(diff)
 app.add_typer(states, name="state")
+command(lora, "ls")(ls_plugins)
+command(lora, "verify")(verify)
+app.add_typer(lora, name="lora")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,8 +27,7 @@ def ls(as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps({"v": 1, "models": rows}))
         return
-    table = [("NAME", "PARAMETERS", "FILE", "STATE", "TAPE PER TOKEN", "BLOCKS")]
-    table += [
+    cells = [
         (
             row["name"],
             f"{row['parameters'] / 1e6:.1f} M",
@@ -38,9 +38,15 @@ def ls(as_json: Json = False) -> None:
         )
         for row in rows
     ]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    for line in table(("NAME", "PARAMETERS", "FILE", "STATE", "TAPE PER TOKEN", "BLOCKS"), cells):
+        typer.echo(line)
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """The lines of a table with aligned columns."""
+    lines = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def show(name: Annotated[str, Argument(help="A bundled model or a folder.")], as_json: Json = False) -> None:

@@ -36,7 +36,9 @@ def blend(engine: Engine, specs: Iterable[str]) -> dict[str, float]:
 
 
 def _loaded(engine: Engine, where: str) -> str:
-    path, own = Path(where).expanduser(), engine.model.folder / "plugins" / where
+    from fluvial.engine.plugin_folders import OWN
+
+    path, own = Path(where).expanduser(), engine.model.folder / OWN / where
     if not path.exists() and own.exists():
         path = own
     name = path.name.removesuffix(".safetensors")
