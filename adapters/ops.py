@@ -33,21 +33,24 @@ class Kernel:
 
 
 class Op:
-    """A named operation: calling it runs the best accepted kernel, or the reference."""
+    """A named operation: calling it runs the best accepted kernel, or the reference. Options by keyword (a `tree`) are
+    the reference's: no kernel takes them."""
 
     def __init__(self, name: str, reference: Callable[..., Any]) -> None:
         self.name, self.reference = name, reference
         self.__doc__ = reference.__doc__
         self.kernels = _kernels.setdefault(name, [])
 
-    def __call__(self, first: torch.Tensor, *args: Any) -> Any:
+    def __call__(self, first: torch.Tensor, *args: Any, **options: Any) -> Any:
         device = first.device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                return self._dispatch(device, first, *args)
-        return self._dispatch(device, first, *args)
+                return self._dispatch(device, first, *args, **options)
+        return self._dispatch(device, first, *args, **options)
 
-    def _dispatch(self, device: str, *args: Any) -> Any:
+    def _dispatch(self, device: str, *args: Any, **options: Any) -> Any:
+        if any(option is not None for option in options.values()):
+            return self.reference(*args, **options)
         if not _reference_only.get():
             for candidate in reversed(self.kernels):
                 if candidate.device == device and candidate.accepts(*args):

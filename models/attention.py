@@ -9,7 +9,7 @@ Letters: B batch, T tokens, H query heads, G key/value heads, D head width, R ri
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from fluvial.models.mixer import Mixer, Step, mixer
 from fluvial.models.rotary import Scaling, rotary_tables, rotate
 from fluvial.models.state import Leaf
 from fluvial.models.tape import Tape
+from fluvial.models.tree import Tree
 
 
 @op
@@ -39,10 +40,17 @@ def head_rows(
 
 
 @op
-def attend(q: Tensor, k: Tensor, v: Tensor, before: tuple[int, ...], scale: float | None) -> Tensor:
-    """q [B, T, H, D]; k, v [B, G, L, D], of which query t of row b sees the first before[b] + t + 1 -> [B, T, H, D]."""
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, before: tuple[int, ...], scale: float | None, *, tree: Tree | None = None
+) -> Tensor:
+    """q [B, T, H, D]; k, v [B, G, L, D], of which query t of row b sees the first before[b] + t + 1 (of the T new ones
+    in a tree, its ancestors and itself) -> [B, T, H, D]."""
     tokens, heads, mask = q.shape[1], q.shape[2], None
-    if len(set(before)) > 1 or (tokens > 1 and before[0]):
+    if tree is not None:
+        new = torch.arange(k.shape[2], device=k.device) - torch.tensor(before, device=k.device)[:, None]  # [B, L]
+        inside = tree.ancestors[:, new.clamp(0, tokens - 1)].transpose(0, 1) & (new < tokens)[:, None]  # [B, T, L]
+        mask = (inside | (new < 0)[:, None])[:, None]
+    elif len(set(before)) > 1 or (tokens > 1 and before[0]):
         last = torch.tensor(before, device=k.device)[:, None] + torch.arange(tokens, device=k.device)
         mask = torch.arange(k.shape[2], device=k.device) <= last[:, None, :, None]
     return F.scaled_dot_product_attention(
@@ -62,6 +70,8 @@ class Attention(Mixer):
     frequencies out to the axes of media positions (time, row, column); `scaling` has the fields of `Scaling`.
     `qk_norm` is "rms" or "rms1" over each head, "whole" over all heads at once; scores are multiplied by `scale`
     (1 / sqrt(D) where none is given)."""
+
+    trees = True
 
     def __init__(
         self,
@@ -127,7 +137,7 @@ class Attention(Mixer):
             assert isinstance(tape, Tape)
             k = k.to(v.dtype)
             keys, values = tape.peek(k, v)
-            o = attend(q.to(values.dtype), keys, values, tape.lengths, self.scale)
+            o = attend(q.to(values.dtype), keys, values, tape.lengths, self.scale, tree=step.tree)
             pending = {"kv": Append(tape, k, v)}
         if self.gate:
             o = o * gate.sigmoid()
@@ -160,6 +170,8 @@ class Attention(Mixer):
         key = torch.cat([held, step.positions], 1)[:, None, None, :]
         query = step.positions[:, None, :, None]
         mask = (key >= 0) & (key <= query) & ((key > query - self.window) | (key < self.sinks))
+        if step.tree is not None:
+            mask[..., held.shape[1] :] &= step.tree.ancestors
         k, v = k.to(old_k.dtype), v.to(old_v.dtype)
         o = F.scaled_dot_product_attention(
             q.to(v.dtype),
@@ -201,6 +213,9 @@ class Ring:
         fresh = ring_positions(end, self.sinks, self.window) - self.start  # index among the new rows, < 0: keep the old
         index = fresh.clamp(min=0)[:, None, :, None].expand_as(self.old)
         return torch.where((fresh >= 0)[:, None, :, None], self.new.gather(2, index), self.old)
+
+    def along(self, path: Tensor) -> Pending:
+        return replace(self, new=self.new[:, :, path])
 
     @property
     def nbytes(self) -> int:

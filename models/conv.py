@@ -8,15 +8,22 @@ from torch import Tensor, nn
 
 from fluvial.adapters.ops import op
 from fluvial.models.journal import Window
+from fluvial.models.tree import Tree
 
 
 @op
-def short_conv(x: Tensor, past: Tensor, taps: Tensor, bias: Tensor | None, activate: bool) -> tuple[Tensor, Tensor]:
+def short_conv(
+    x: Tensor, past: Tensor, taps: Tensor, bias: Tensor | None, activate: bool, *, tree: Tree | None = None
+) -> tuple[Tensor, Tensor]:
     """x [B, T, C], past [B, size-1, C], taps [C, size] -> y [B, T, C] with y_t = bias + sum_j taps_j rows_{t+j},
     through SiLU if asked, and rows [B, size-1 + T, C], past and x."""
     rows = torch.cat([past, x], 1)
-    # as a picture of height 1: rows already lie in channels-last order, the fast path of a depthwise convolution
-    y = F.conv2d(rows.mT[:, :, None], taps[:, None, None], bias, groups=len(taps))[:, :, 0].mT
+    if tree is None:
+        # as a picture of height 1: rows already lie in channels-last order, the fast path of a depthwise convolution
+        y = F.conv2d(rows.mT[:, :, None], taps[:, None, None], bias, groups=len(taps))[:, :, 0].mT
+    else:
+        y = torch.einsum("btsc,cs->btc", rows[:, tree.windows(taps.shape[1])], taps)
+        y = y if bias is None else y + bias
     return F.silu(y) if activate else y, rows
 
 
@@ -34,8 +41,8 @@ class ShortConv(nn.Module):
     def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.zeros(batch, self.size - 1, self.taps.shape[0], dtype=dtype, device=device)
 
-    def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Window]:
+    def forward(self, x: Tensor, past: Tensor, tree: Tree | None = None) -> tuple[Tensor, Window]:
         """x [B, T, C], past [B, size-1, C] -> y [B, T, C] and the window that follows."""
         bias = None if self.bias is None else self.bias.to(past.dtype)
-        y, rows = short_conv(x.to(past.dtype), past, self.taps.to(past.dtype), bias, self.silu)
+        y, rows = short_conv(x.to(past.dtype), past, self.taps.to(past.dtype), bias, self.silu, tree=tree)
         return y, Window(rows, self.size - 1)

@@ -16,7 +16,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from fluvial.adapters.errors import IntegrityError, UsageError
+from fluvial.adapters.errors import IntegrityError, UnsupportedError, UsageError
 from fluvial.adapters.linear import Embedding, Linear
 from fluvial.adapters.lora import Route, weighted
 from fluvial.adapters.norm import norm
@@ -31,9 +31,10 @@ from fluvial.models import (  # noqa: F401  (they register)
     rwkv7,
     short_conv,
 )
-from fluvial.models.journal import Journal, Pending
+from fluvial.models.journal import Journal, Pending, TreeJournal
 from fluvial.models.mixer import Mixer, Step, build
 from fluvial.models.state import Leaf, State
+from fluvial.models.tree import Tree
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,34 @@ class Decoder(nn.Module):
             raise UsageError(f"positions {list(positions.shape)} do not fit {batch} rows with {tokens} tokens.")
         ragged = None if all(n == tokens for n in limit) else limit
         step = Step(state.position, tokens, x.device, ragged, journal, route, state.rotary, positions)
+        hidden, pending = self._through(x, state, step)
+        result = Journal(state, pending, limit, positions)
+        return hidden, result if journal else result.commit(limit)
+
+    @property
+    def treeless(self) -> set[str]:
+        """The kinds of blocks here that have no form for `tree`."""
+        mixers = [block.mixer for block in self.blocks if isinstance(block, Block)]
+        return {block.label for block, mixer in zip(self.config.blocks, mixers, strict=True) if not mixer.trees}
+
+    def tree(
+        self, x: Tensor, parents: Sequence[int], state: State | None = None, *, route: Route | None = None
+    ) -> tuple[Tensor, TreeJournal]:
+        """x [B, T, D] of the nodes of a tree, `parents[t]` < t or -1 for the state's last token -> hidden [B, T, D]:
+        for each node what a forward along its root path gives; and the journal that commits any root path. Errors:
+        UsageError, UnsupportedError where a mixer has no such form (`treeless`)."""
+        batch, tokens = x.shape[:2]
+        state, tree = self._checked(state, batch, tokens, route), Tree(parents, x.device)
+        if (tokens, x.shape[2]) != (len(tree), self.config.d_model):
+            raise UsageError(f"Embeddings {list(x.shape)} do not fit a tree of {len(tree)} nodes.")
+        if self.treeless:
+            raise UnsupportedError(f"No form for trees in: {', '.join(sorted(self.treeless))}.", hint="Draft a chain.")
+        step = Step(state.position, tokens, x.device, None, True, route, state.rotary, tree=tree)
+        hidden, pending = self._through(x, state, step)
+        return hidden, TreeJournal(state, pending, tree)
+
+    def _through(self, x: Tensor, state: State, step: Step) -> tuple[Tensor, dict[str, Pending]]:
+        """All blocks on x: hidden [B, T, D], and what each leaf becomes."""
         x, *parts = step.blank(x).split(self.config.d_model, -1)
         deep = dict(zip(self.config.deepstack, parts, strict=False))  # all of them, or none
         x = x if self.embed_norm is None else step.blank(self.embed_norm(x))
@@ -207,8 +236,7 @@ class Decoder(nn.Module):
             if i in deep:
                 x = x + deep[i]
             pending |= {f"{i}.{name}": leaf for name, leaf in leaves.items()}
-        result = Journal(state, pending, limit, positions)
-        return self.norm(x).to(self.dtype), result if journal else result.commit(limit)
+        return self.norm(x).to(self.dtype), pending
 
     def _checked(self, state: State | None, batch: int, tokens: int, route: Route | None) -> State:
         if tokens < 1:

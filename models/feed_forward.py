@@ -22,6 +22,8 @@ def gated_silu(gate: Tensor, up: Tensor, scale: float) -> Tensor:
 class SwiGLU(Mixer):
     """W_down(silu(gate_scale * W_gate x) * W_up x); Falcon-H1 scales the gate."""
 
+    trees = True
+
     def __init__(self, d_model: int, *, d_ff: int, bias: bool = False, gate_scale: float = 1.0) -> None:
         super().__init__()
         self.gate_scale = gate_scale
@@ -36,6 +38,8 @@ class SwiGLU(Mixer):
 @mixer("relu2")
 class ReLU2(Mixer):
     """W_down relu(W_up x)^2."""
+
+    trees = True
 
     def __init__(self, d_model: int, *, d_ff: int, bias: bool = False) -> None:
         super().__init__()

@@ -22,23 +22,29 @@ from fluvial.models.conv import ShortConv
 from fluvial.models.journal import Final, Outer, Pending
 from fluvial.models.mixer import Mixer, Step, blank, mixer
 from fluvial.models.state import Leaf, recurrent_dtype
+from fluvial.models.tree import Tree
 
 CHUNK = 32
 
 
 @op
-def gated_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def gated_delta(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tensor, *, tree: Tree | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """q, k [B, T, H, K]; v [B, T, H, V]; g, beta [B, T, H]; S [B, H, K, V] -> o [B, T, H, V], delta [B, T, H, V],
-    S'."""
-    if q.shape[1] == 1:
-        return _step(q, k, v, g, beta, S)
+    S' (of no use for a tree)."""
     tokens = q.shape[1]
-    size = min(CHUNK, tokens)
+    if tokens == 1:
+        return _step(q, k, v, g, beta, S)
+    size = min(CHUNK, tokens) if tree is None else tokens
     q, k, v, g, beta = (_chunks(rows, size) for rows in (q, k, v, g, beta))  # [N, B, H, C, ...], zeros at the end
-    G = g.cumsum(-1, dtype=torch.float64)  # differences of long sums: fp32 would lose the small ones
-    i = torch.arange(size, device=g.device)
+    if tree is None:
+        G = g.cumsum(-1, dtype=torch.float64)  # differences of long sums: fp32 would lose the small ones
+        seen = torch.ones(size, size, dtype=torch.bool, device=g.device).tril()
+    else:
+        G, seen = tree.sums(g), tree.ancestors
     D = (G[..., :, None] - G[..., None, :]).to(g.dtype)
-    D = D.masked_fill(i[:, None] < i[None, :], float("-inf")).exp()  # [N, B, H, C, C]
+    D = D.masked_fill(~seen, float("-inf")).exp()  # [N, B, H, C, C]
     A = ((beta[..., None] * k) @ k.mT * D).tril(-1)  # the solve takes the unit diagonal as given
     rise, fall = G.to(g.dtype).exp()[..., None], (G[..., -1:] - G).to(g.dtype).exp()[..., None]
     U, W = torch.linalg.solve_triangular(
@@ -92,6 +98,8 @@ def gated_delta_mix(
     beta_scale: float,
     qk_eps: float,
     norm_eps: float,
+    *,
+    tree: Tree | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """All between the convolution and the output projection. rows [B, T, ...] hold q | k | v of `k_heads`, `k_heads`
     and H heads; a, b [B, T, H]; z [B, T, H * V]; A_log, dt_bias [H]; gain [V]; S [B, H, K, V]; padding bool [B, T]
@@ -107,7 +115,7 @@ def gated_delta_mix(
     g = blank(-A_log.exp() * F.softplus(a + dt_bias), padding)
     beta = (1.3 * b.sigmoid() - 0.2).clamp(0, 1) if hard else b.sigmoid()
     beta = blank(beta if beta_scale == 1 else beta * beta_scale, padding)
-    o, delta, S_end = gated_delta(q, k, v, g, beta, S)
+    o, delta, S_end = gated_delta(q, k, v, g, beta, S, tree=tree)
     y = F.rms_norm(o, (V,), gain, norm_eps).flatten(-2) * F.silu(z)
     return y, k, delta, g, S_end
 
@@ -128,6 +136,8 @@ class GatedDelta(Mixer):
     (eigenvalues down to -1; Grazzi et al. 2025). With `split`, q, k and v have a projection and a convolution each
     (OLMo-hybrid).
     """
+
+    trees = True
 
     def __init__(
         self,
@@ -186,8 +196,9 @@ class GatedDelta(Mixer):
         a, b, z = (proj(x, step.route).to(S.dtype) for proj in (self.in_proj_a, self.in_proj_b, self.in_proj_z))
         A_log, dt_bias, gain = (part.to(S.dtype) for part in (self.A_log, self.dt_bias, self.norm.gain))
         hard, eps = self.gate == "hard", self.norm.eps
+        sizes = (self.k_heads, hard, self.beta_scale, self.qk_eps, eps)
         y, k, delta, g, S_end = gated_delta_mix(
-            rows, a, b, z, A_log, dt_bias, gain, S, step.padding, self.k_heads, hard, self.beta_scale, self.qk_eps, eps
+            rows, a, b, z, A_log, dt_bias, gain, S, step.padding, *sizes, tree=step.tree
         )
         pending = Outer(S, ((k, delta),), g.unsqueeze(-1)) if step.journal else Final(S_end)
         return self.out_proj(y.to(x.dtype), step.route), {"S": pending, **windows}
@@ -196,7 +207,7 @@ class GatedDelta(Mixer):
         """q | k | v [B, T, ...] after their convolutions, and the windows that follow."""
         if self.split:
             (q, q_end), (k, k_end), (v, v_end) = (
-                conv(proj(x, step.route), state[name])
+                conv(proj(x, step.route), state[name], step.tree)
                 for name, proj, conv in (
                     ("q_conv", self.q_proj, self.q_conv),
                     ("k_conv", self.k_proj, self.k_conv),
@@ -204,5 +215,5 @@ class GatedDelta(Mixer):
                 )
             )
             return torch.cat([q, k, v], -1), {"q_conv": q_end, "k_conv": k_end, "v_conv": v_end}
-        mixed, window = self.conv(self.in_proj_qkv(x, step.route), state["conv"])
+        mixed, window = self.conv(self.in_proj_qkv(x, step.route), state["conv"], step.tree)
         return mixed, {"conv": window}

@@ -19,6 +19,7 @@ from torch import Tensor
 from fluvial.adapters.errors import UsageError
 from fluvial.models.state import Leaf, State
 from fluvial.models.tape import Tape
+from fluvial.models.tree import Tree
 
 Count = tuple[int, ...]  # tokens per batch row
 
@@ -27,6 +28,10 @@ class Pending(Protocol):
     """One leaf's next value, for any number of committed tokens."""
 
     def commit(self, n: Count) -> Leaf: ...
+    def along(self, path: Tensor) -> Pending:
+        """The same for some of the tokens only, int64 [N]: a root path of a tree."""
+        ...
+
     @property
     def nbytes(self) -> int: ...
 
@@ -39,6 +44,9 @@ class Final:
 
     def commit(self, n: Count) -> Leaf:
         return self.value
+
+    def along(self, path: Tensor) -> Pending:
+        return self
 
     @property
     def nbytes(self) -> int:
@@ -57,6 +65,9 @@ class Window:
         if len(set(n)) == 1:
             return self.rows[:, n[0] : n[0] + self.keep].clone()
         return torch.stack([row[i : i + self.keep] for row, i in zip(self.rows, n, strict=True)])
+
+    def along(self, path: Tensor) -> Pending:
+        return Window(torch.cat([self.rows[:, : self.keep], self.rows[:, self.keep + path]], 1), self.keep)
 
     @property
     def nbytes(self) -> int:
@@ -89,6 +100,10 @@ class Outer:
             total = total + torch.einsum("bthk,bthv->bhkv", left[:, : max(n)] * weight, right[:, : max(n)])
         return total
 
+    def along(self, path: Tensor) -> Pending:
+        pairs = tuple((left[:, path], right[:, path]) for left, right in self.pairs)
+        return Outer(self.base, pairs, self.log_decay[:, path])
+
     @property
     def nbytes(self) -> int:
         rows = sum(left.nbytes + right.nbytes for left, right in self.pairs)
@@ -105,6 +120,9 @@ class Append:
 
     def commit(self, n: Count) -> Leaf:
         return self.tape.append(self.k, self.v, n)
+
+    def along(self, path: Tensor) -> Pending:
+        return Append(self.tape, self.k[:, :, path], self.v[:, :, path])
 
     @property
     def nbytes(self) -> int:
@@ -143,3 +161,24 @@ class Journal:
         """Bytes that the journal holds: at most one state plus O(T) rows."""
         positions = 0 if self._positions is None else self._positions.nbytes
         return sum(pending.nbytes for pending in self._pending.values()) + positions
+
+
+class TreeJournal:
+    """A provisional forward over the nodes of a tree; nothing has happened until `commit`."""
+
+    def __init__(self, state: State, pending: dict[str, Pending], tree: Tree) -> None:
+        self._state, self._pending, self.tree = state, pending, tree
+
+    def commit(self, path: Sequence[int]) -> State:
+        """The exact state after the nodes of a root path, in their order (of every row); may be called for several.
+        Errors: UsageError for what is no root path."""
+        if not path:
+            return self._state
+        nodes = torch.tensor(self.tree.checked(path), device=self.tree.ancestors.device)
+        rows = {name: pending.along(nodes) for name, pending in self._pending.items()}
+        return Journal(self._state, rows, (len(path),) * self._state.batch).commit(len(path))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the journal holds: at most one state plus O(T) rows."""
+        return sum(pending.nbytes for pending in self._pending.values())

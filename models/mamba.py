@@ -21,29 +21,32 @@ from fluvial.models.conv import ShortConv
 from fluvial.models.journal import Count, Final, Pending
 from fluvial.models.mixer import Mixer, Step, blank, mixer
 from fluvial.models.state import Leaf, recurrent_dtype
+from fluvial.models.tree import Tree
 
 CHUNK = 32  # L states of [E, N] exist at a time
 
 
 @op
-def selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """x, dt [B, T, E]; A [E, N]; B, C [B, T, N]; h [B, E, N] -> y [B, T, E], h'."""
-    outputs = []
-    for x_c, dt_c, B_c, C_c in zip(*(rows.split(CHUNK, 1) for rows in (x, dt, B, C)), strict=True):
-        states = _states(x_c, dt_c, A, B_c, h)
+def selective_scan(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, *, tree: Tree | None = None
+) -> tuple[Tensor, Tensor]:
+    """x, dt [B, T, E]; A [E, N]; B, C [B, T, N]; h [B, E, N] -> y [B, T, E], h' (of no use for a tree)."""
+    outputs, size = [], CHUNK if tree is None else len(tree)
+    for x_c, dt_c, B_c, C_c in zip(*(rows.split(size, 1) for rows in (x, dt, B, C)), strict=True):
+        states = _states(x_c, dt_c, A, B_c, h, tree)
         h = states[-1]
         outputs.append((torch.stack(states, 1) @ C_c.unsqueeze(-1)).squeeze(-1))
     return torch.cat(outputs, 1), h
 
 
-def _states(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, h: Tensor) -> list[Tensor]:
+def _states(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, h: Tensor, tree: Tree | None = None) -> list[Tensor]:
     """h after each of the L tokens."""
     decay = (dt.transpose(0, 1).unsqueeze(-1) * A).exp()  # [L, B, E, N]
     gain = (dt * x).transpose(0, 1).unsqueeze(-1) * B.transpose(0, 1).unsqueeze(-2)
-    states = []
-    for decay_t, gain_t in zip(decay.unbind(), gain.unbind(), strict=True):
-        h = torch.addcmul(gain_t, decay_t, h)
-        states.append(h)
+    states: list[Tensor] = []
+    for t, (decay_t, gain_t) in enumerate(zip(decay.unbind(), gain.unbind(), strict=True)):
+        parent = t - 1 if tree is None else tree.parents[t]
+        states.append(torch.addcmul(gain_t, decay_t, h if parent < 0 else states[parent]))
     return states
 
 
@@ -59,11 +62,13 @@ def mamba_mix(
     D: Tensor,
     h: Tensor,
     padding: Tensor | None,
+    *,
+    tree: Tree | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All between the projections. u, dt, z [B, T, E]; B, C [B, T, N]; A_log [E, N]; dt_bias, D [E]; h [B, E, N];
     padding bool [B, T] -> y [B, T, E], the step sizes [B, T, E], h'."""
     size = blank(F.softplus(dt + dt_bias), padding)
-    y, h_end = selective_scan(u, size, -A_log.exp(), B, C, h)
+    y, h_end = selective_scan(u, size, -A_log.exp(), B, C, h, tree=tree)
     return (y + D * u) * F.silu(z), size, h_end
 
 
@@ -88,6 +93,9 @@ class Scan:
             h = _states(x_c, dt_c, A, B_c, h)[-1] if dt_c.shape[1] else h
         return h
 
+    def along(self, path: Tensor) -> Pending:
+        return Scan(self.base, self.x[:, path], self.dt[:, path], self.B[:, path], self.A_log)
+
     @property
     def nbytes(self) -> int:
         return self.base.nbytes + self.x.nbytes + self.dt.nbytes + self.B.nbytes
@@ -97,6 +105,8 @@ class Scan:
 class Mamba(Mixer):
     """One input projection to x and gate; short convolution; low-rank dt, B and C from x; `selective_scan`; gate;
     output projection. `bcdt_eps`: FalconMamba's RMS norms without weights on B, C and the low-rank dt."""
+
+    trees = True
 
     def __init__(
         self,
@@ -135,12 +145,12 @@ class Mamba(Mixer):
         h, past = state["h"], state["conv"]
         assert isinstance(h, Tensor) and isinstance(past, Tensor)
         u, z = self.in_proj(x, step.route).chunk(2, -1)
-        u, window = self.conv(u, past)
+        u, window = self.conv(u, past, step.tree)
         low = self.x_proj(u.to(x.dtype), step.route).split([self.rank, self.d_state, self.d_state], -1)
         dt, B, C = (self._norm(rows.to(h.dtype)) for rows in low)
         dt = self.dt_proj(dt.to(x.dtype), step.route)
         dt, z, A_log, dt_bias, D = (part.to(h.dtype) for part in (dt, z, self.A_log, self.dt_bias, self.D))
-        y, size, h_end = mamba_mix(u, dt, z, B, C, A_log, dt_bias, D, h, step.padding)
+        y, size, h_end = mamba_mix(u, dt, z, B, C, A_log, dt_bias, D, h, step.padding, tree=step.tree)
         pending = Scan(h, u, size, B, self.A_log) if step.journal else Final(h_end)
         return self.out_proj(y.to(x.dtype), step.route), {"h": pending, "conv": window}
 

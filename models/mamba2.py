@@ -22,20 +22,27 @@ from fluvial.models.conv import ShortConv
 from fluvial.models.journal import Final, Outer, Pending
 from fluvial.models.mixer import Mixer, Step, blank, mixer
 from fluvial.models.state import Leaf, recurrent_dtype
+from fluvial.models.tree import Tree
 
 CHUNK = 64
 
 
 @op
-def ssd(X: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """X [B, T, H, P]; log_decay [B, T, H]; B, C [B, T, H, N]; h [B, H, P, N] -> y [B, T, H, P], h'."""
+def ssd(
+    X: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, h: Tensor, *, tree: Tree | None = None
+) -> tuple[Tensor, Tensor]:
+    """X [B, T, H, P]; log_decay [B, T, H]; B, C [B, T, H, N]; h [B, H, P, N] -> y [B, T, H, P], h' (of no use for a
+    tree)."""
     outputs = []
     for X_c, a, B_c, C_c in zip(*(rows.split(CHUNK, 1) for rows in (X, log_decay, B, C)), strict=True):
         X_c, B_c, C_c = (rows.transpose(1, 2) for rows in (X_c, B_c, C_c))  # [B, H, L, ...]
-        G = a.cumsum(1, dtype=torch.float64).transpose(1, 2)  # [B, H, L]; long sums, small differences
-        i = torch.arange(G.shape[-1], device=G.device)
+        if tree is None:
+            G = a.cumsum(1, dtype=torch.float64).transpose(1, 2)  # [B, H, L]; long sums, small differences
+            seen = torch.ones(G.shape[-1], G.shape[-1], dtype=torch.bool, device=G.device).tril()
+        else:
+            G, seen = tree.sums(a.transpose(1, 2)), tree.ancestors
         D = (G[..., :, None] - G[..., None, :]).to(a.dtype)
-        D = D.masked_fill(i[:, None] < i[None, :], float("-inf")).exp()
+        D = D.masked_fill(~seen, float("-inf")).exp()
         rise, fall = G.to(a.dtype).exp()[..., None], (G[..., -1:] - G).to(a.dtype).exp()[..., None]
         y = ((C_c @ B_c.mT) * D) @ X_c + rise * (C_c @ h.mT)
         h = rise[..., -1:, :] * h + (X_c * fall).mT @ B_c
@@ -58,6 +65,8 @@ def mamba2_mix(
     norm_before: bool,
     eps: float,
     dt_limit: tuple[float, float],
+    *,
+    tree: Tree | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """All between the convolution and the output projection. mixed [B, T, H * P + 2 * groups * N] holds u | B | C;
     dt [B, T, H]; z [B, T, H * P]; A_log, dt_bias, D [H]; gain [H * P], None without a norm; h [B, H, P, N]; padding
@@ -68,7 +77,7 @@ def mamba2_mix(
     u = u.unflatten(-1, (H, P))
     dt = blank(F.softplus(dt + dt_bias).clamp(*dt_limit), padding)
     log_decay, X = -A_log.exp() * dt, u * dt[..., None]
-    y, h_end = ssd(X, log_decay, per_head(B, H, N), per_head(C, H, N), h)
+    y, h_end = ssd(X, log_decay, per_head(B, H, N), per_head(C, H, N), h, tree=tree)
     y, gate = (y + D[:, None] * u).flatten(-2), F.silu(z)
     if not norm_before:
         y = y * gate
@@ -91,6 +100,8 @@ class Mamba2(Mixer):
     `norm` says where the norm stands: "after" the gate, "before" it, or "none" at all. `scales` multiply the five
     parts of the input projection (Falcon-H1).
     """
+
+    trees = True
 
     def __init__(
         self,
@@ -143,12 +154,13 @@ class Mamba2(Mixer):
         if self.scales:
             projected = projected * step.memo(("ssd", self.scales, self.widths, x.dtype), lambda _: self._scales(x))
         z, mixed, dt = projected.split([self.d_inner, sum(self.widths), self.heads], -1)
-        mixed, window = self.conv(mixed, past)
+        mixed, window = self.conv(mixed, past, step.tree)
         gain, eps = (self.norm.gain.to(h.dtype), self.norm.eps) if isinstance(self.norm, RMSNorm) else (None, 0.0)
         dt, z, A_log, dt_bias, D = (part.to(h.dtype) for part in (dt, z, self.A_log, self.dt_bias, self.D))
         before = self.norm_at == "before"
+        sizes = (self.norm_groups, before, eps, self.dt_limit)
         y, X, log_decay, h_end = mamba2_mix(
-            mixed, dt, z, A_log, dt_bias, D, gain, h, step.padding, self.norm_groups, before, eps, self.dt_limit
+            mixed, dt, z, A_log, dt_bias, D, gain, h, step.padding, *sizes, tree=step.tree
         )
         pending: Pending = Final(h_end)
         if step.journal:

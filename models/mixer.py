@@ -19,6 +19,7 @@ from fluvial.adapters.errors import UnsupportedError
 from fluvial.adapters.lora import Route
 from fluvial.models.journal import Pending
 from fluvial.models.state import Leaf
+from fluvial.models.tree import Tree
 
 
 def blank(values: Tensor, padding: Tensor | None) -> Tensor:
@@ -35,7 +36,7 @@ class Step:
     position[b] tokens came before; `lengths[b]` of the T tokens are real (None: all). `shared` carries values from
     earlier to later layers (RWKV-7's v_first). With `journal`, rows are kept so that any prefix can be committed.
     What rotates by position takes `rotary`, which media tokens set and text continues from `rotary_start`; what masks
-    takes `positions`, the plain count of tokens.
+    takes `positions`, the plain count of tokens. In a `tree` only its ancestors come before a token.
     """
 
     position: tuple[int, ...]
@@ -46,6 +47,7 @@ class Step:
     route: Route | None = None
     rotary_start: tuple[int, ...] | None = None
     rotary_given: Tensor | None = None
+    tree: Tree | None = None
     shared: dict[str, Tensor] = field(default_factory=dict)
     _memo: dict[Hashable, Any] = field(default_factory=dict)
 
@@ -59,7 +61,8 @@ class Step:
     def positions(self) -> Tensor:
         """How many tokens came before each, int64 [B, T]."""
         start = torch.tensor(self.position, device=self.device)
-        return start[:, None] + torch.arange(self.tokens, device=self.device)[None, :]
+        order = torch.arange(self.tokens, device=self.device) if self.tree is None else self.tree.depth
+        return start[:, None] + order[None, :]
 
     @cached_property
     def rotary(self) -> Tensor:
@@ -85,7 +88,10 @@ class Step:
 
 
 class Mixer(nn.Module):
-    """One block's inside. Subclasses register themselves under a kind and take their options as keyword arguments."""
+    """One block's inside. Subclasses register themselves under a kind and take their options as keyword arguments.
+    `trees`: whether it heeds `Step.tree`."""
+
+    trees: bool = False
 
     def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Leaf]:
         """Empty leaves for `batch` rows of a model that computes in `dtype`."""

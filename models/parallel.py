@@ -24,6 +24,7 @@ class Parallel(Mixer):
         self.branches = nn.ModuleDict(
             {name: build(branch["kind"], d_model, **branch["options"]) for name, branch in branches.items()}
         )
+        self.trees = all(inner.trees for inner in self.branches.values())
 
     def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Leaf]:
         leaves: dict[str, Leaf] = {}

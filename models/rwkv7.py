@@ -24,25 +24,32 @@ from fluvial.adapters.ops import op
 from fluvial.models.journal import Final, Outer, Pending, Window
 from fluvial.models.mixer import Mixer, Step, blank, mixer
 from fluvial.models.state import Leaf, recurrent_dtype
+from fluvial.models.tree import Tree
 
 CHUNK = 32
 
 
 @op
 def rwkv7(
-    r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, alpha: Tensor, b: Tensor, S: Tensor
+    r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, alpha: Tensor, b: Tensor, S: Tensor, *, tree: Tree | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """r, log_w, k, alpha, b [B, T, H, K]; v [B, T, H, V]; S [B, H, K, V] -> y [B, T, H, V], Z [B, T, H, V], S'."""
+    """r, log_w, k, alpha, b [B, T, H, K]; v [B, T, H, V]; S [B, H, K, V] -> y [B, T, H, V], Z [B, T, H, V], S' (of no
+    use for a tree)."""
+
+    def causal(scores: Tensor) -> Tensor:
+        return scores.tril() if tree is None else scores.masked_fill(~tree.ancestors, 0)
+
     outputs, solved = [], []
-    for rows in zip(*(t.split(CHUNK, 1) for t in (r, log_w, k, v, alpha, b)), strict=True):
+    size = CHUNK if tree is None else len(tree)
+    for rows in zip(*(t.split(size, 1) for t in (r, log_w, k, v, alpha, b)), strict=True):
         r_c, log_w_c, k_c, v_c, alpha_c, b_c = (t.transpose(1, 2) for t in rows)  # [B, H, L, ...]
-        P = log_w_c.cumsum(2)
+        P = log_w_c.cumsum(2) if tree is None else tree.sums(log_w_c.mT).mT.to(log_w.dtype)
         rise, fall = P.exp(), (-P).exp()
         r_c, alpha_c = r_c * rise, alpha_c * (P - log_w_c).exp()
         k_fall, b_fall = k_c * fall, b_c * fall
-        A_ab, A_ak = (alpha_c @ b_fall.mT).tril(-1), (alpha_c @ k_fall.mT).tril(-1)
+        A_ab, A_ak = causal(alpha_c @ b_fall.mT).tril(-1), causal(alpha_c @ k_fall.mT).tril(-1)
         Z = torch.linalg.solve_triangular(-A_ab, A_ak @ v_c + alpha_c @ S, upper=False, unitriangular=True)
-        y = r_c @ S + (r_c @ k_fall.mT).tril() @ v_c + (r_c @ b_fall.mT).tril() @ Z
+        y = r_c @ S + causal(r_c @ k_fall.mT) @ v_c + causal(r_c @ b_fall.mT) @ Z
         end = (P[:, :, -1:] - P).exp()
         S = P[:, :, -1].exp()[..., None] * S + (k_c * end).mT @ v_c + (b_c * end).mT @ Z
         outputs.append(y.transpose(1, 2))
@@ -68,6 +75,8 @@ def rwkv7_mix(
     S: Tensor,
     padding: Tensor | None,
     eps: float,
+    *,
+    tree: Tree | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """All between the projections. r, w, k, v, a, g, v_first, v_gate [B, T, H * K], gates before their sigmoids; k_k,
     k_a, gain, shift [H * K]; r_k [H, K]; S [B, H, K, K]; padding bool [B, T]
@@ -80,17 +89,18 @@ def rwkv7_mix(
     )
     kh = F.normalize(k_unit, dim=-1, eps=1e-12)
     b, k_in, log_w = blank(kh * a, padding), blank(k, padding), blank(log_w, padding)
-    y, Z, S_end = rwkv7(r, log_w, k_in, v, -kh, b, S)
+    y, Z, S_end = rwkv7(r, log_w, k_in, v, -kh, b, S, tree=tree)
     y = F.layer_norm(y, y.shape[-1:], eps=eps).flatten(-2) * gain + shift
     y = y + ((r * k * r_k).sum(-1, keepdim=True) * v).flatten(-2)
     return y * g, k_in, v, b, Z, log_w, S_end
 
 
 @op
-def token_shift(x: Tensor, past: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
+def token_shift(x: Tensor, past: Tensor, mu: Tensor, *, tree: Tree | None = None) -> tuple[Tensor, Tensor]:
     """x [B, T, D], past [B, 1, D], mu [M, D] -> mixes x_t + (x_{t-1} - x_t) mu [M, B, T, D], rows [B, 1 + T, D]."""
     rows = torch.cat([past, x.to(past.dtype)], 1)
-    return x + (rows[:, :-1].to(x.dtype) - x) * mu[:, None, None], rows
+    before = rows[:, :-1] if tree is None else rows[:, tree.windows(2)[:, 0]]
+    return x + (before.to(x.dtype) - x) * mu[:, None, None], rows
 
 
 class TokenShift(nn.Module):
@@ -100,8 +110,8 @@ class TokenShift(nn.Module):
         super().__init__()
         self.mu = nn.Parameter(torch.rand(mixes, d_model))
 
-    def forward(self, x: Tensor, past: Tensor) -> tuple[tuple[Tensor, ...], Window]:
-        mixes, rows = token_shift(x, past, self.mu.to(x.dtype))
+    def forward(self, x: Tensor, past: Tensor, tree: Tree | None) -> tuple[tuple[Tensor, ...], Window]:
+        mixes, rows = token_shift(x, past, self.mu.to(x.dtype), tree=tree)
         return mixes.unbind(), Window(rows, 1)
 
 
@@ -123,6 +133,8 @@ class LowRank(nn.Module):
 @mixer("rwkv7_time")
 class TimeMix(Mixer):
     """RWKV-7's time mix. `first` marks layer 0, whose v the later layers blend in (through `Step.shared`)."""
+
+    trees = True
 
     def __init__(
         self,
@@ -161,7 +173,7 @@ class TimeMix(Mixer):
     def forward(self, x: Tensor, state: dict[str, Leaf], step: Step) -> tuple[Tensor, dict[str, Pending]]:
         S, past = state["S"], state["shift"]
         assert isinstance(S, Tensor) and isinstance(past, Tensor)
-        (x_r, x_w, x_k, x_v, x_a, x_g), window = self.shift(x, past)
+        (x_r, x_w, x_k, x_v, x_a, x_g), window = self.shift(x, past, step.tree)
         r, k, v = self.r_proj(x_r, step.route), self.k_proj(x_k, step.route), self.v_proj(x_v, step.route)
         w, a, g = self.w_lora(x_w, step), self.a_lora(x_a, step), self.g_lora(x_g, step)
         r, w, k, v, a, g = (rows.to(S.dtype) for rows in (r, w, k, v, a, g))
@@ -171,9 +183,8 @@ class TimeMix(Mixer):
         else:
             v_first, v_gate = step.shared["v_first"], self.v_lora(x_v, step).to(S.dtype)
         weights = (self.k_k, self.k_a, self.r_k, self.norm.gain, self.norm.shift)
-        y, k, v, b, Z, log_w, S_end = rwkv7_mix(
-            r, w, k, v, a, g, v_first, v_gate, *(part.to(S.dtype) for part in weights), S, step.padding, self.norm.eps
-        )
+        rest = (*(part.to(S.dtype) for part in weights), S, step.padding, self.norm.eps)
+        y, k, v, b, Z, log_w, S_end = rwkv7_mix(r, w, k, v, a, g, v_first, v_gate, *rest, tree=step.tree)
         pending = Outer(S, ((k, v), (b, Z)), log_w) if step.journal else Final(S_end)
         return self.o_proj(y.to(x.dtype), step.route), {"S": pending, "shift": window}
 
@@ -181,6 +192,8 @@ class TimeMix(Mixer):
 @mixer("rwkv7_channel")
 class ChannelMix(Mixer):
     """RWKV-7's feed-forward: W_v relu(W_k lerp(x_t, x_{t-1}))^2."""
+
+    trees = True
 
     def __init__(self, d_model: int, *, d_ff: int) -> None:
         super().__init__()
@@ -194,5 +207,5 @@ class ChannelMix(Mixer):
     def forward(self, x: Tensor, state: dict[str, Leaf], step: Step) -> tuple[Tensor, dict[str, Pending]]:
         past = state["shift"]
         assert isinstance(past, Tensor)
-        (mixed,), window = self.shift(x, past)
+        (mixed,), window = self.shift(x, past, step.tree)
         return self.value(self.key(mixed, step.route).relu().square(), step.route), {"shift": window}

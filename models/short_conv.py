@@ -19,6 +19,8 @@ from fluvial.models.state import Leaf, recurrent_dtype
 class GatedShortConv(Mixer):
     """The whole state is the window: the last `conv` - 1 rows of B * x."""
 
+    trees = True
+
     def __init__(self, d_model: int, *, conv: int = 3, bias: bool = False) -> None:
         super().__init__()
         self.in_proj, self.out_proj = Linear(d_model, 3 * d_model, bias), Linear(d_model, d_model, bias)
@@ -31,5 +33,5 @@ class GatedShortConv(Mixer):
         past = state["conv"]
         assert isinstance(past, Tensor)
         B, C, rows = self.in_proj(x, step.route).to(past.dtype).chunk(3, -1)
-        mixed, window = self.conv(B * rows, past)
+        mixed, window = self.conv(B * rows, past, step.tree)
         return self.out_proj((C * mixed).to(x.dtype), step.route), {"conv": window}
