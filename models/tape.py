@@ -4,12 +4,13 @@ A tape is a value: a length per batch row over a store that forks share. The sto
 claimed; the tape that ends exactly there appends in place, any other goes on in a store of its own, in front of which
 it reads the shared rows. So a fork costs what it adds, and no fork ever sees another's rows; one that goes on for long
 makes the shared rows its own, because reading in two places takes time. Rows behind a tape's end are scratch for
-provisional forwards.
+provisional forwards; so are those that only a tape claimed which is gone: what was drafted or asked aside.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ GROWTH = 256  # rows; a full store grows by half its size and at least this much
 BRANCH_GROWTH = 32  # the same for a fork's own store
 SEGMENTS = 8  # shared stores that a fork of a fork of a fork reads at most
 OWN = 16  # a fork makes the shared rows its own when it added one for so many of them
+
+MANY = 32  # tapes on a store; then those that are gone are forgotten
 
 Rows = tuple[Tensor, Tensor]  # k, v [B, H, L, D]
 
@@ -28,6 +31,20 @@ class _Store:
     v: Tensor
     claimed: tuple[int, ...]
     written: tuple[Tensor, Tensor, tuple[int, ...]] | None = None  # the newest rows and the lengths they stand behind
+    shared: int = 0  # rows that forks read
+    tapes: list[weakref.ref[Tape]] = field(default_factory=list)
+
+    def add(self, tape: Tape) -> None:
+        if len(self.tapes) >= MANY:
+            self.tapes = [ref for ref in self.tapes if ref() is not None]
+        self.tapes.append(weakref.ref(tape))
+
+    def held(self, tape: Tape) -> bool:
+        """Whether anyone needs rows behind the tape's end."""
+        others = (other for ref in self.tapes if (other := ref()) is not None and other._store is self)
+        return self.shared > min(tape._own) or any(
+            b > a for o in others for a, b in zip(tape._own, o._own, strict=True)
+        )
 
 
 class Tape:
@@ -39,6 +56,7 @@ class Tape:
         self._store, self._past = store, past
         self._base = sum(k.shape[2] for k, _ in past)
         self._own = tuple(length - self._base for length in lengths)
+        store.add(self)
 
     @classmethod
     def empty(cls, batch: int, heads: int, d_k: int, d_v: int, *, dtype: torch.dtype, device: torch.device) -> Tape:
@@ -92,12 +110,13 @@ class Tape:
         if torch.is_grad_enabled() and k.requires_grad and len(set(lengths)) == 1:
             old_k, old_v = self.rows
             return Tape.of(torch.cat([old_k, k[:, :, : n[0]]], 2), torch.cat([old_v, v[:, :, : n[0]]], 2), lengths)
-        tape = self._writable()
-        store, written = tape._store, tape._store.written
-        if written is None or written[0] is not k or written[1] is not v or written[2] != tape._own:
+        tape, written = self, self._store.written
+        if written is None or written[0] is not k or written[1] is not v or written[2] != self._own:
+            tape = self._writable()
             tape._reserve(max(a + b for a, b in zip(tape._own, n, strict=True)))
             tape._write(k, v, n)
-        store.claimed = tuple(a + b for a, b in zip(tape._own, n, strict=True))
+        store = tape._store
+        store.claimed = tuple(max(a + b, c) for a, b, c in zip(tape._own, n, store.claimed, strict=True))
         longer = Tape(store, lengths, tape._past)
         return longer if max(longer._own) * OWN <= longer._base or not longer._past else longer._whole()
 
@@ -111,9 +130,13 @@ class Tape:
         """This tape, if its store ends where it does; else one with the same rows and a store of its own."""
         if self._store.claimed == self._own:
             return self
+        if not self._store.held(self):
+            self._store.claimed = self._own
+            return self
         if len(set(self.lengths)) > 1:
             return self._whole()
         if own := max(self._own, default=0):  # kept, so that all forks of this tape share what is copied here
+            self._store.shared = max(own, self._store.shared)
             past = (*self._past, (self._store.k[:, :, :own], self._store.v[:, :, :own]))
             self._past = past if len(past) <= SEGMENTS else (past[0], _one(past[1:]))
             self._base, self._own = self._base + own, (0,) * len(self._own)

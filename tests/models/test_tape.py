@@ -23,11 +23,13 @@ def start(batch: int = 1) -> Tape:
 
 @torch.no_grad()
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 40), st.booleans()), min_size=1, max_size=40))
-def test_every_fork_holds_its_own_rows(steps: list[tuple[int, int, bool]]):
-    """A step goes on from any earlier tape, with or without a provisional look first."""
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 40), st.booleans(), st.booleans()), max_size=40))
+def test_every_fork_holds_its_own_rows(steps: list[tuple[int, int, bool, bool]]):
+    """A step goes on from any earlier tape, with or without a provisional look first; some are forgotten."""
     tapes, truths = [start()], [torch.zeros(1, H, 0, D)]
-    for seed, (source, n, looks) in enumerate(steps):
+    for seed, (source, n, looks, forgets) in enumerate(steps):
+        if forgets and len(tapes) > 1:
+            del tapes[source % len(tapes)], truths[source % len(truths)]
         at = source % len(tapes)
         k, v = rows(n, seed)
         whole = torch.cat([truths[at], k], 2)
@@ -47,7 +49,8 @@ def test_rows_of_a_batch_may_part_after_a_fork():
     k, v = rows(50, 1, batch=2)
     tape = start(2).append(k, v, (50, 50))
     more_k, more_v = rows(4, 2, batch=2)
-    tape.append(more_k, more_v, (4, 4))
+    first = tape.append(more_k, more_v, (4, 4))
+    assert first.lengths == (54, 54)
     ragged = tape.append(more_k, more_v, (1, 3))  # the second to go on: shares the fifty
     assert ragged.lengths == (51, 53)
     next_k, next_v = rows(2, 3, batch=2)
@@ -73,21 +76,41 @@ def test_a_thousand_forks_of_a_long_tape_hold_what_they_add():
 @torch.no_grad()
 def test_a_fork_that_goes_on_for_long_makes_the_rows_its_own():
     trunk = Tape.of(*rows(1000, 1), (1000,))
-    trunk.append(*rows(1, 2), (1,))
+    first = trunk.append(*rows(1, 2), (1,))
     fork, seed = trunk, 3
     while len(fork.storages()) != 2 or fork is trunk:
         fork, seed = fork.append(*rows(10, seed), (10,)), seed + 1
         assert seed < 20
     assert 1000 // 16 <= fork.lengths[0] - 1000 <= 1000 // 16 + 20
-    assert not fork.storages().keys() & trunk.storages().keys()
+    assert not fork.storages().keys() & trunk.storages().keys() and first.lengths == (1001,)
 
 
 @torch.no_grad()
 def test_forks_of_forks_read_few_stores():
-    tape, truth = start(), torch.zeros(1, H, 0, D)
+    tape, truth, others = start(), torch.zeros(1, H, 0, D), []
     for seed in range(60):
         k, v = rows(5, seed)
-        tape.append(-k, v, (5,))  # another goes first
+        others.append(tape.append(-k, v, (5,)))  # another goes first
         tape, truth = tape.append(k, v, (5,)), torch.cat([truth, k], 2)
         assert len(tape.storages()) <= 2 * 9
     assert torch.equal(tape.rows[0], truth)
+
+
+@torch.no_grad()
+def test_rows_of_a_fork_that_is_gone_are_scratch_again():
+    tape = start().append(*rows(10, 1), (10,)).append(*rows(1, 2), (1,))
+    for seed in range(40):
+        drafted = tape.append(*rows(3, seed), (3,)).append(*rows(3, seed), (3,))
+        assert drafted._store is tape._store
+        del drafted
+    assert tape.storages() == tape.append(*rows(2, 9), (2,)).storages()
+
+
+@torch.no_grad()
+def test_two_lengths_of_one_look_share_their_rows():
+    tape, (k, v) = start().append(*rows(10, 1), (10,)), rows(5, 2)
+    tape.peek(k, v)
+    longer, shorter = tape.append(k, v, (5,)), tape.append(k, v, (3,))
+    assert longer._store is shorter._store is tape._store
+    other = shorter.append(*rows(1, 3), (1,))  # the longer one still needs its rows
+    assert torch.equal(longer.rows[0][:, :, 10:], k) and torch.equal(other.rows[0][:, :, 13:], rows(1, 3)[0])
