@@ -27,7 +27,7 @@ from fluvial.engine.media import Encoding, Medium, medium_of
 from fluvial.engine.model import Model
 from fluvial.engine.plugins import Blend, Choice
 from fluvial.engine.sampling import Sampler, SamplingParams
-from fluvial.engine.snapshot import RECENT, Snapshot
+from fluvial.engine.snapshot import RECENT, Repeat, Snapshot, add_digest
 from fluvial.engine.template import Media, Part, Rewritten, Text, before_media, encode_parts, merged
 from fluvial.engine.text_stream import TextStream
 from fluvial.engine.turns import SENTINEL, as_history, before_sentinel
@@ -86,17 +86,40 @@ class Session:
     def _settle(self) -> None:
         """Feeds live frames that are still waiting for their step to fill."""
         if self._now.waiting:
-            encoding = Encoding(self.model, list(self._now.waiting), self._now.feed.route)
-            self._now = replace(self._now, waiting=())
-            self._extend([encoding.part], [encoding])
+            now, encoding = self._now, Encoding(self.model, list(self._now.waiting), self._now.feed.route)
+            self._now = replace(now, waiting=())
+            if now.repeat.known:
+                self._feed_parts(list(now.repeat.parts), [encoding], streamed=True)
+            else:
+                parts = self._extend([encoding.part], [encoding])
+                self._now = replace(self._now, repeat=now.repeat.after(parts))
 
-    def _extend(self, parts: Sequence[dict[str, Any]], media: list[Encoding], progress: Progress | None = None) -> None:
-        """Feeds more of the open turn: all that the template renders before the turn's end."""
+    def stream(self, text: str) -> PushResult:
+        """Adds text to the user's turn as an event among live frames: at the same cost however long the turn is, and
+        kept in memory only, not in `messages`. A turn that begins with it has it as `push` would."""
+        if not self._now.open_turn and not self._now.waiting:
+            return self.push(text)
+        before = self._now
+        try:
+            if not text.strip():
+                raise UsageError("The text is empty.")
+            self._settle()
+            self._feed_parts([Text(text + "\n")], [], streamed=True)
+        except BaseException:
+            self._now = before
+            raise
+        return PushResult(self._now.new_tokens - before.new_tokens)
+
+    def _extend(
+        self, parts: Sequence[dict[str, Any]], media: list[Encoding], progress: Progress | None = None
+    ) -> list[Part]:
+        """Feeds more of the open turn: all that the template renders before the turn's end, which it returns."""
         turn = (*self._now.open_turn, *parts)
         probe = {"role": "user", "content": [*turn, {"type": "text", "text": SENTINEL}]}
-        whole = self._continuation([probe], generation=False)
-        self._now = replace(self._now, open_turn=turn)
-        self._feed_parts(before_sentinel(whole), media, progress)
+        new = before_sentinel(self._continuation([probe], generation=False))
+        self._now = replace(self._now, open_turn=turn, repeat=Repeat())
+        self._feed_parts(new, media, progress)
+        return new
 
     def _continuation(self, new: list[dict[str, Any]], *, generation: bool) -> list[Part]:
         """What to feed for `new` messages; a template that rewrites history re-feeds a text conversation."""
@@ -104,14 +127,23 @@ class Session:
         found = self._template.continuation(now.messages, new, fed=now.fed, add_generation_prompt=generation)
         if not isinstance(found, Rewritten):
             return found.parts
-        if any(isinstance(part, Media) for part in now.fed):
+        if now.streamed or any(isinstance(part, Media) for part in now.fed):
             raise UnsupportedError(
                 "This chat template rewrites earlier turns, which hold media that are gone.", found.why
             )
         self._now = replace(now, feed=Feed.start(self.model, now.feed.route, self._draft), fed=())
         return found.parts
 
-    def _feed_parts(self, parts: list[Part], media: list[Encoding], progress: Progress | None = None) -> None:
+    def _feed_parts(
+        self,
+        parts: list[Part],
+        media: list[Encoding],
+        progress: Progress | None = None,
+        *,
+        streamed: bool = False,
+    ) -> None:
+        """Feeds parts of a rendered conversation. What is `streamed` leaves no trace but in memory, so that a stream
+        may go on for hours: the template never sees it again."""
         began, now, queue = time.perf_counter(), self._now, list(media)
         feed, recent, digests, start, media_tokens = now.feed, list(now.ids), list(now.media), now.feed.position, 0
         tail = now.tail
@@ -134,12 +166,13 @@ class Session:
                 if progress is not None and encoding.frames != seen:
                     seen = encoding.frames
                     progress(seen)
-            digests.append(encoding.digest)
+            digests = add_digest(digests, encoding.digest, streamed)
             tail = encoding.after
         self._now = replace(
             self._now,
             feed=feed,
-            fed=(*self._now.fed, *parts),
+            fed=now.fed if streamed else (*now.fed, *parts),
+            streamed=now.streamed + (feed.position - start if streamed else 0),
             tail=tail,
             media=tuple(digests),
             ids=tuple(recent[-RECENT:]),
@@ -217,6 +250,7 @@ class Session:
             feed=answer.feed,
             messages=(*prompt.messages, message, reply),
             open_turn=(),
+            repeat=Repeat(),
             fed=(*prompt.fed, *self._template.reply(answer.text)),
             ids=(*prompt.ids, *answer.said)[-RECENT:],
             sampler=answer.sampler.state(),
