@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fluvial.adapters import pages
 from fluvial.adapters.errors import IntegrityError, UnsupportedError
 from fluvial.adapters.packed import Manifest, Packed, formats_of, is_packed, own_plan, prepare
 from fluvial.adapters.pth import PthWeights, opened, torch_file
@@ -141,6 +142,8 @@ def fill_shapes(shapes: Shapes, place: Path, dtype: torch.dtype | None = None, r
     fill(modules, source, computes, {} if manifest is not None or recipe is None else formats_of(recipe, bare))
     for module in bare.values():
         module.eval()
+    if manifest is None:  # a packed folder stays mapped
+        pages.gather(tensor for module in bare.values() for tensor in (*module.parameters(), *module.buffers()))
     name = manifest.recipe if manifest is not None else None if recipe is None else recipe.name
     draft: Any = bare.get(DRAFT)
     return Parts(shapes.config, shapes.decoder, bare.get(TOWER), draft, name)

@@ -1,0 +1,42 @@
+"""Huge pages for weights: one address translation for 2 MB instead of 4 KB.
+
+A decode step reads every weight once, so with small pages it waits for translations as much as for memory: in a virtual
+machine half of the read bandwidth goes that way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from collections.abc import Iterable
+
+from torch import Tensor
+
+HUGE = 2 << 20
+COLLAPSE = 25  # MADV_COLLAPSE, Linux 6.1: moves what is there already, at once
+
+
+def gather(tensors: Iterable[Tensor]) -> int:
+    """Moves the memory of CPU tensors, values and addresses unchanged, into huge pages where the system has them.
+
+    Not for mapped files, which it would read. Returns the bytes of the stretches that were moved: 0 where the system
+    cannot, which costs speed alone. About 3 seconds for a gigabyte.
+    """
+    if sys.platform != "linux":
+        return 0
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return sum(end - start for start, end in _stretches(tensors) if not madvise(start, end - start, COLLAPSE))
+
+
+def _stretches(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
+    """The addresses of the tensors in whole pages, neighbours joined; those that could hold a huge page."""
+    page, joined = mmap.PAGESIZE, list[list[int]]()
+    places = [(t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors if t.is_cpu and t.nbytes]
+    for start, end in sorted((start // page * page, -(-end // page) * page) for start, end in places):
+        if joined and start <= joined[-1][1]:
+            joined[-1][1] = max(end, joined[-1][1])
+        else:
+            joined.append([start, end])
+    return [(start, end) for start, end in joined if end // HUGE > -(-start // HUGE)]

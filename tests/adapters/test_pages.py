@@ -1,0 +1,38 @@
+"""Huge pages: where the system has them the memory moves; values and addresses never change."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fluvial.adapters import pages
+
+
+def test_values_and_addresses_stay():
+    tensors = [torch.arange(size) for size in (0, 1, 1 << 20, 3 << 18)] + [torch.ones(5, device="meta")]
+    before = [(t.data_ptr(), t.tolist()) for t in tensors[:-1]]
+    assert pages.gather(tensors) >= 0
+    assert before == [(t.data_ptr(), t.tolist()) for t in tensors[:-1]]
+
+
+def test_neighbours_are_joined_and_small_ones_left_out():
+    whole = torch.zeros(8 << 20, dtype=torch.uint8)
+    parts = [whole[start : start + (1 << 20)] for start in range(0, 8 << 20, 1 << 20)]
+    ((start, end),) = pages._stretches(parts[::-1])
+    assert start <= whole.data_ptr() and end >= whole.data_ptr() + whole.nbytes and end - start <= (8 << 20) + 8192
+    assert pages._stretches([whole[: 1 << 20], whole[3 << 20 : 4 << 20]]) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_is_moved_lies_in_huge_pages():
+    def huge() -> int:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("AnonHugePages"))
+
+    data, before = torch.zeros(16 << 20, dtype=torch.uint8), huge()
+    if not pages.gather([data]):
+        pytest.skip("no huge pages here")
+    assert huge() - before >= 12 << 20
