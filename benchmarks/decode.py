@@ -184,7 +184,8 @@ def measure(name: str, quant: str, dtype: torch.dtype, tokens: int, prefill: int
     print(
         f"{name:13}{quant:6}{1 / per_token:7.1f} tok/s {prefill / min(took):7.0f} prefill "
         f"{total / 1e6:6.0f} MB (state {recurrent / 1e6:.0f}, tape {tape / 1e6:.0f}) "
-        f"{total / per_token / 1e9:5.1f} of {read / 1e9:5.1f} GB/s = {total / per_token / read:4.0%} ({small / 1e9:.1f} = {total / per_token / small:.0%})   "
+        f"{total / per_token / 1e9:5.1f} of {read / 1e9:5.1f} GB/s = {total / per_token / read:4.0%} "
+        f"({small / 1e9:.1f} = {total / per_token / small:.0%})   "
         + ", ".join(f"{kind} {seconds * 1e3:.1f}" for kind, seconds in sorted(each.items(), key=lambda one: -one[1]))
         + " ms",
         flush=True,
