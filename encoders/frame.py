@@ -46,6 +46,20 @@ class Frame:
         return int(self.rgb.shape[1])
 
 
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A live source had no pictures for `seconds`, up to second `t` of the stream, and `why`."""
+
+    t: float
+    seconds: float
+    why: str = ""
+
+    @property
+    def text(self) -> str:
+        """What the model is told."""
+        return f"[no picture for {self.seconds:.1f} s]"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Pending:
     """A decoded frame before the conversion to RGB.

@@ -10,6 +10,8 @@ import torch
 
 from fluvial.engine.draft import Draft
 from fluvial.engine.drafts import drafting
+from fluvial.engine.live import LiveSession
+from fluvial.engine.live_async import AsyncSession
 from fluvial.engine.model import Model, load_model
 from fluvial.engine.plugins import Choice, Plugins
 from fluvial.engine.session import Session
@@ -31,6 +33,15 @@ class Engine:
         with their weights, {"a": 0.7, "b": 0.3}. `draft`: another than the engine's, as `load` takes it; "none" is
         none."""
         return Session(self.model, system=system, plugin=plugin, draft=self._draft(draft))
+
+    def live(self, *, system: str | None = None, plugin: Choice = None, **options: Any) -> LiveSession:
+        """A session for live input, for hours: frames and texts from any thread, answers while they come in. `options`
+        are those of `LiveSession`: queue, overflow, economy."""
+        return LiveSession(self.session(system=system, plugin=plugin), **options)
+
+    def asession(self, *, system: str | None = None, plugin: Choice = None, **options: Any) -> AsyncSession:
+        """The same for asyncio."""
+        return AsyncSession(self.session(system=system, plugin=plugin), **options)
 
     def load_session(self, path: str | Path, *, draft: str | None = None) -> Session:
         """A session that was saved with `Session.save`; plugins that it used must be loaded, with the same content.

@@ -53,8 +53,11 @@ Event = Token | Done
 
 @dataclass(frozen=True)
 class PushResult:
-    """What became of a push: tokens fed now, pictures seen, and a warning for a damaged video."""
+    """What became of a push: tokens fed now, pictures seen, and a warning for a damaged video. In a live session, which
+    feeds later: whether it was `accepted` into the queue, and how many frames were `dropped` for it (or itself)."""
 
     tokens: int
     frames: int = 0
     warning: str = ""
+    accepted: bool = True
+    dropped: int = 0

@@ -25,13 +25,18 @@ if TYPE_CHECKING:
         UnsupportedError,
         UsageError,
     )
-    from fluvial.encoders.frame import Frame
+    from fluvial.encoders.economy import Economy
+    from fluvial.encoders.frame import Frame, Gap
     from fluvial.engine.engine import Engine, load
     from fluvial.engine.events import Done, Event, PushResult, Token, Usage
+    from fluvial.engine.live import LiveSession
+    from fluvial.engine.live_async import AsyncSession
+    from fluvial.engine.live_worker import LiveStats
     from fluvial.engine.media import Image, Video
     from fluvial.engine.model import Model, bundled, load_model
     from fluvial.engine.plugins import PluginInfo
     from fluvial.engine.session import Session, Snapshot
+    from fluvial.engine.watch import Observation, Watch
 
 __version__ = "0.1.0"
 
@@ -45,26 +50,37 @@ _HOME = {
         "UnsupportedError",
         "UsageError",
     ),
-    "fluvial.encoders.frame": ("Frame",),
+    "fluvial.encoders.economy": ("Economy",),
+    "fluvial.encoders.frame": ("Frame", "Gap"),
     "fluvial.engine.engine": ("Engine", "load"),
     "fluvial.engine.events": ("Done", "Event", "PushResult", "Token", "Usage"),
+    "fluvial.engine.live": ("LiveSession",),
+    "fluvial.engine.live_async": ("AsyncSession",),
+    "fluvial.engine.live_worker": ("LiveStats",),
     "fluvial.engine.media": ("Image", "Video"),
     "fluvial.engine.model": ("Model", "bundled", "load_model"),
     "fluvial.engine.plugins": ("PluginInfo",),
     "fluvial.engine.session": ("Session", "Snapshot"),
+    "fluvial.engine.watch": ("Observation", "Watch"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
+    "AsyncSession",
     "Done",
+    "Economy",
     "Engine",
     "Event",
     "FluvialError",
     "Frame",
+    "Gap",
     "Image",
     "IntegrityError",
+    "LiveSession",
+    "LiveStats",
     "MediaError",
     "Model",
     "ModelNotFoundError",
+    "Observation",
     "OutOfMemoryError",
     "PluginInfo",
     "PushResult",
@@ -75,6 +91,7 @@ __all__ = [
     "Usage",
     "UsageError",
     "Video",
+    "Watch",
     "__version__",
     "bundled",
     "load",

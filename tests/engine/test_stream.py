@@ -1,4 +1,4 @@
-"""Live frames and texts for hours: the same memory as if the template had rendered each, at a cost that does not grow."""
+"""Live frames and texts for hours: the same memory as if the template had rendered each, at a steady cost."""
 
 from __future__ import annotations
 
