@@ -82,6 +82,15 @@ class Linear(nn.Module):
         y = base if self.bias is None else base + self.bias
         return routed(base, y, x, self.plugins, route) if route and self.plugins else y
 
+    def some(self, x: Tensor, rows: slice | Tensor, route: Route | None = None) -> Tensor:
+        """Some rows of y only, a slice or int64 [n]: x [..., in] -> [..., n]."""
+        base = self.format.matmul_rows(x, self.parts, rows)
+        y = base if self.bias is None else base + self.bias[rows]
+        if not route:
+            return y
+        acting = {name: update.some(rows) for name, update in self.plugins.items() if name in route}
+        return routed(base, y, x, acting, route)
+
 
 class Embedding(Linear):
     """A table of rows [vocab, d]: `lookup` reads rows, calling it projects onto the vocabulary (a tied head)."""

@@ -23,6 +23,10 @@ class Update(Protocol):
     """One plugin's W' - W for one matrix [out, in], applied to x [B, ..., in] with `base` = x W^T [B, ..., out]."""
 
     def check(self, d_out: int, d_in: int) -> None: ...
+    def some(self, rows: slice | Tensor) -> Update:
+        """The same for some rows of the matrix only."""
+        ...
+
     def __call__(self, x: Tensor, base: Tensor, strength: float | Tensor) -> Tensor: ...
 
 
@@ -49,6 +53,11 @@ class LoraPair:
                 hint=_OTHER_BASE,
             )
 
+    def some(self, rows: slice | Tensor) -> LoraPair:
+        """The same for some rows of the matrix only."""
+        gain, bias = (None if vector is None else vector[rows] for vector in (self.gain, self.bias))
+        return LoraPair(self.A, self.B[rows], self.scale, gain, bias)
+
     def __call__(self, x: Tensor, base: Tensor, strength: float | Tensor) -> Tensor:
         """The update [B, ..., out]."""
         update = F.linear(F.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype))
@@ -70,6 +79,10 @@ class LookupPair:
         """Raises `IntegrityError` unless the pair fits a table [vocab, d_model]."""
         LoraPair(self.A, self.B, gain=self.gain).check(d_model, vocab)
 
+    def some(self, rows: slice | Tensor) -> LookupPair:
+        """The same for some rows of the table only."""
+        return LookupPair(self.A[:, rows], self.B, self.scale, self.gain)
+
     def __call__(self, x: Tensor, base: Tensor, strength: float | Tensor) -> Tensor:
         """x int64 [B, ...], `base` the table's rows [B, ..., d] -> the update [B, ..., d]."""
         rows = F.linear(F.embedding(x, self.A.T).to(base.dtype), self.B.to(base.dtype)) * self.scale
@@ -89,6 +102,10 @@ class Replacement:
             raise IntegrityError(
                 f"A module of {list(self.matrix.shape)} cannot replace a matrix [{d_out}, {d_in}].", hint=_OTHER_BASE
             )
+
+    def some(self, rows: slice | Tensor) -> Replacement:
+        """The same for some rows of the matrix only."""
+        return Replacement(self.matrix[rows], None if self.bias is None else self.bias[rows])
 
     def __call__(self, x: Tensor, base: Tensor, strength: float | Tensor) -> Tensor:
         """The update [B, ..., out]; integer x are rows to look up."""

@@ -127,10 +127,11 @@ class Decoder(nn.Module):
         x, scale = self.embedding.lookup(ids, route).to(self.dtype), self.config.embed_scale
         return x if scale == 1 else x * scale
 
-    def logits(self, hidden: Tensor, route: Route | None = None) -> Tensor:
-        """hidden [..., D] -> logits [..., vocab]."""
-        head = self.embedding if self.head is None else self.head
-        logits, scale = head(hidden, route), self.config.logit_scale
+    def logits(self, hidden: Tensor, route: Route | None = None, rows: slice | Tensor | None = None) -> Tensor:
+        """hidden [..., D] -> logits [..., vocab]; with `rows`, those of these ids only, a slice or int64 [n]."""
+        head: Linear = self.embedding if self.head is None else self.head
+        logits = head(hidden, route) if rows is None else head.some(hidden, rows, route)
+        scale = self.config.logit_scale
         return logits if scale == 1 else logits * scale
 
     def init_state(self, batch: int = 1, route: Route | None = None) -> State:

@@ -34,6 +34,10 @@ class Format:
         """x [..., in] -> x W^T [..., out], in x's dtype."""
         return F.linear(x, self.unpack(parts).to(x.dtype))
 
+    def matmul_rows(self, x: Tensor, parts: Parts, rows: slice | Tensor) -> Tensor:
+        """`matmul` by some rows of the matrix only, a slice or int64 [n]: x [..., in] -> [..., n]."""
+        return F.linear(x, self.unpack(parts)[rows].to(x.dtype))
+
     def rows(self, parts: Parts, ids: Tensor) -> Tensor:
         """ids int64 [...] -> rows of the matrix [..., in] (an embedding look-up)."""
         return self.unpack(parts)[ids]

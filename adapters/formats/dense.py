@@ -34,6 +34,9 @@ class Dense(Format):
         y: Tensor = dense_linear(x, weight)
         return y
 
+    def matmul_rows(self, x: Tensor, parts: Parts, rows: slice | Tensor) -> Tensor:
+        return self.matmul(x, {"weight": parts["weight"][rows]})
+
     def rows(self, parts: Parts, ids: Tensor) -> Tensor:
         return F.embedding(ids, parts["weight"])
 

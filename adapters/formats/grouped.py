@@ -71,6 +71,9 @@ class Grouped(Format, ABC):
                 parts[name][rows] = values
         return parts
 
+    def matmul_rows(self, x: Tensor, parts: Parts, rows: slice | Tensor) -> Tensor:
+        return self.matmul(x, {name: part[rows] for name, part in parts.items()})
+
     def rows(self, parts: Parts, ids: Tensor) -> Tensor:
         return self.unpack({name: part[ids.flatten()] for name, part in parts.items()}).reshape(*ids.shape, -1)
 

@@ -13,6 +13,7 @@ from fluvial.adapters.errors import IntegrityError, UnsupportedError
 from fluvial.adapters.formats import base, by_name
 from fluvial.adapters.formats.grouped import GROUPS, Grouped
 from fluvial.adapters.linear import Embedding, Linear
+from fluvial.adapters.lora import LoraPair, Replacement
 
 LOW = sorted(name for name, format in base._formats.items() if isinstance(format, Grouped))
 each_format = pytest.mark.parametrize("name", LOW)
@@ -209,3 +210,17 @@ def test_a_packed_layer_is_not_trained_and_moves_with_its_module(name):
     x = torch.randn(2, 128, requires_grad=True)
     layer(x).sum().backward()
     torch.testing.assert_close(x.grad, layer.matrix().sum(0).expand(2, -1))
+
+
+@pytest.mark.parametrize("name", sorted(base._formats))
+@pytest.mark.parametrize("rows", [slice(40), torch.tensor([7, 2, 60, 7])], ids=["view", "ids"])
+def test_some_rows_of_a_product_are_those_of_the_whole(name, rows):
+    """Drafts choose from a part of the vocabulary: no format and no plugin may be skipped there."""
+    torch.manual_seed(3)
+    table, x = Embedding(64, 128), normal(2, 128)
+    table.store(by_name(name))
+    table.attach("lora", LoraPair(normal(2, 128), normal(64, 2), 0.5, normal(64), normal(64)))
+    table.attach("other", Replacement(normal(64, 128), normal(64)))
+    with torch.no_grad():
+        for route in (None, {"lora": 0.7}, {"other": 1.0, "lora": torch.tensor([0.2, 1.0])}):
+            torch.testing.assert_close(table.some(x, rows, route), table(x, route)[:, rows], rtol=1e-4, atol=1e-4)
