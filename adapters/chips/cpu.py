@@ -30,11 +30,16 @@ def threads(work: int) -> int:
     return torch.get_num_threads() if work >= THREADED else 1
 
 
-def short(rows: Tensor, padding: Tensor | None) -> bool:
-    """rows [B, T, D] of a handful of tokens, and a padding that fits them."""
-    if rows.ndim != 3 or not 1 <= rows.shape[1] <= STEP_TOKENS:
+def some(rows: Tensor, padding: Tensor | None) -> bool:
+    """rows [B, T, D] of at least a token, and a padding that fits them."""
+    if rows.ndim != 3 or rows.shape[1] < 1:
         return False
     return padding is None or (padding.shape == rows.shape[:2] and padding.dtype == torch.bool and padding.is_cpu)
+
+
+def short(rows: Tensor, padding: Tensor | None) -> bool:
+    """The same for a handful of tokens."""
+    return some(rows, padding) and rows.shape[1] <= STEP_TOKENS
 
 
 def same(shape: tuple[int, ...], *tensors: Tensor) -> bool:

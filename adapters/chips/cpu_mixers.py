@@ -5,13 +5,14 @@ drafts). Longer inputs run the references: their chunk forms do less work per to
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fluvial.adapters import native
-from fluvial.adapters.chips.cpu import STEP_TOKENS, at, contiguous, plain, same, short, threads
+from fluvial.adapters.chips.cpu import STEP_TOKENS, at, contiguous, plain, same, short, some, threads
 from fluvial.adapters.ops import kernel
 
 WIDTH = 256  # rows of a memory at most, as in kernels/memory.h
@@ -23,7 +24,7 @@ def _gated_delta(
     rows: Tensor, a: Tensor, b: Tensor, z: Tensor, A_log: Tensor, dt_bias: Tensor, gain: Tensor, S: Tensor,
     padding: Tensor | None, k_heads: int, hard: bool, beta_scale: float, qk_eps: float, norm_eps: float,
 ) -> bool:  # fmt: skip
-    if not short(rows, padding) or S.ndim != 4:
+    if not some(rows, padding) or S.ndim != 4:
         return False
     (B, T, width), (_, H, K, V) = rows.shape, S.shape
     return (
@@ -100,9 +101,15 @@ def _mamba(
     )
 
 
+def forms(library: native.Library, name: str, arguments: list[Any]) -> Callable[[int, str | None], native.Function]:
+    """The kernel of a mixer for T tokens: step by step up to `STEP_TOKENS`, in chunks above."""
+    step, chunk = (library.kernel(f"{name}_{form}", arguments) for form in ("mix", "chunk"))
+    return lambda tokens, instructions: (step if tokens <= STEP_TOKENS else chunk)(instructions)
+
+
 def _register(library: native.Library) -> None:
     few = f"C++ {library.sets[-1]}, up to {STEP_TOKENS} tokens"
-    delta = library.kernel("gated_delta_mix", [_POINTER] * 14 + [_SIZE] * 7 + [_FLOAT] * 3 + [_SIZE])
+    delta = forms(library, "gated_delta", [_POINTER] * 14 + [_SIZE] * 7 + [_FLOAT] * 3 + [_SIZE])
     rwkv = library.kernel("rwkv7_mix", [_POINTER] * 22 + [_SIZE] * 4 + [_FLOAT, _SIZE])
     ssd = library.kernel("mamba2_mix", [_POINTER] * 13 + [_SIZE] * 8 + [_FLOAT] * 3 + [_SIZE])
     scan = library.kernel("mamba_mix", [_POINTER] * 13 + [_SIZE] * 5)
@@ -115,7 +122,7 @@ def _register(library: native.Library) -> None:
         g, S_end = torch.empty_like(a), torch.empty_like(S)
         k_heads, hard, beta_scale, qk_eps, eps = args[9:]
         sizes = (B, T, H, k_heads, K, V, hard, beta_scale, qk_eps, eps, threads(B * T * H * K * V))
-        delta(instructions)(*at(*given, y, k, delta_, g, S_end), *sizes)
+        delta(T, instructions)(*at(*given, y, k, delta_, g, S_end), *sizes)
         return y, k, delta_, g, S_end
 
     @kernel("rwkv7_mix", "cpu", label=few, accepts=_rwkv7)

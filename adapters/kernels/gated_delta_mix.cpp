@@ -4,17 +4,8 @@
 //     S <- e^g S;  delta = beta (v - k^T S);  S <- S + k delta^T;  o = q^T S
 // o = e^g q^T S_old + (q.k) delta needs no sweep of its own.
 
+#include "gated_delta.h"
 #include "memory.h"
-
-namespace {
-
-INLINE void unit(const float *x, float *to, int64_t n, float eps, float scale) {
-  const float square = dot(x, x, n), norm = std::sqrt(square);
-  const float by = scale / (eps > 0.f ? std::sqrt(square + eps) : norm > 1e-6f ? norm : 1e-6f);
-  for (int64_t i = 0; i < n; ++i) to[i] = x[i] * by;
-}
-
-}  // namespace
 
 // rows [B, T, 2 Hk K + H V]: q | k | v; a, b [B, T, H]; z, y [B, T, H, V]; gain [V]; S0, S1 [B, H, K, V];
 // padding [B, T] or null. Also put out for the journal: k [B, T, H, K], delta [B, T, H, V], g [B, T, H].
@@ -37,10 +28,8 @@ KERNEL(gated_delta_mix)(const float *rows, const float *a, const float *b, const
       unit(row(t) + Hk * K + key, k_t, K, qk_eps, 1.f);
       qk[t] = dot(q_t, k_t, K);
       const bool real = !padding || !padding[batch * T + t];
-      const float gate = 1.f / (1.f + std::exp(-b[at(t)]));
-      const float hardened = 1.3f * gate - 0.2f;
-      beta[t] = real ? (hard ? std::fmin(std::fmax(hardened, 0.f), 1.f) : gate) * beta_scale : 0.f;
-      g[at(t)] = real ? -std::exp(A_log[head]) * softplus1(a[at(t)] + dt_bias[head]) : 0.f;
+      beta[t] = real ? strength(b[at(t)], hard, beta_scale) : 0.f;
+      g[at(t)] = real ? log_decay(a[at(t)], A_log[head], dt_bias[head]) : 0.f;
       const float decay = std::exp(g[at(t)]);
       for (int64_t i = 0; i < K; ++i) decays[t * K + i] = decay;
     }
@@ -59,12 +48,7 @@ KERNEL(gated_delta_mix)(const float *rows, const float *a, const float *b, const
             return Update<1>{decays + t * K, {k + at(t) * K}, {d}};
           });
     });
-    for (int64_t t = 0; t < T; ++t) {
-      float *o = y + at(t) * V;
-      const float *gate = z + at(t) * V, by = 1.f / std::sqrt(dot(o, o, V) / static_cast<float>(V) + norm_eps);
-#pragma omp simd
-      for (int64_t j = 0; j < V; ++j) o[j] *= by * gain[j] * silu1(gate[j]);
-    }
+    for (int64_t t = 0; t < T; ++t) finish(y + at(t) * V, gain, z + at(t) * V, y + at(t) * V, V, norm_eps);
     if (out) streamed();
   });
 }
