@@ -64,7 +64,7 @@ def _mamba2(
     mixed: Tensor, dt: Tensor, z: Tensor, A_log: Tensor, dt_bias: Tensor, D: Tensor, gain: Tensor | None, h: Tensor,
     padding: Tensor | None, norm_groups: int, norm_before: bool, eps: float, dt_limit: tuple[float, float],
 ) -> bool:  # fmt: skip
-    if not short(mixed, padding) or h.ndim != 4:
+    if not some(mixed, padding) or h.ndim != 4:
         return False
     (B, T, width), (_, H, P, N) = mixed.shape, h.shape
     norm = () if gain is None else (gain,)
@@ -111,7 +111,7 @@ def _register(library: native.Library) -> None:
     few = f"C++ {library.sets[-1]}, up to {STEP_TOKENS} tokens"
     delta = forms(library, "gated_delta", [_POINTER] * 14 + [_SIZE] * 7 + [_FLOAT] * 3 + [_SIZE])
     rwkv = library.kernel("rwkv7_mix", [_POINTER] * 22 + [_SIZE] * 4 + [_FLOAT, _SIZE])
-    ssd = library.kernel("mamba2_mix", [_POINTER] * 13 + [_SIZE] * 8 + [_FLOAT] * 3 + [_SIZE])
+    ssd = forms(library, "mamba2", [_POINTER] * 13 + [_SIZE] * 8 + [_FLOAT] * 3 + [_SIZE])
     scan = library.kernel("mamba_mix", [_POINTER] * 13 + [_SIZE] * 5)
 
     @kernel("gated_delta_mix", "cpu", label=few, accepts=_gated_delta)
@@ -141,7 +141,7 @@ def _register(library: native.Library) -> None:
         y, X, log_decay, h_end = torch.empty_like(z), h.new_empty(B, T, H, P), torch.empty_like(dt), torch.empty_like(h)
         norm_groups, before, eps, (low, high) = args[9:]
         sizes = (B, T, H, (width - H * P) // (2 * N), P, N, norm_groups, before, low, high, eps)
-        ssd(instructions)(*at(*given, y, X, log_decay, h_end), *sizes, threads(B * T * H * P * N))
+        ssd(T, instructions)(*at(*given, y, X, log_decay, h_end), *sizes, threads(B * T * H * P * N))
         return y, X, log_decay, h_end
 
     @kernel("mamba_mix", "cpu", label=few, accepts=_mamba)

@@ -3,6 +3,7 @@
 //
 //     h <- e^{dt A} h + dt u B^T;  y = h C + D u                                   h [P, N] per head
 
+#include "mamba2.h"
 #include "memory.h"
 
 namespace {
@@ -73,8 +74,7 @@ KERNEL(mamba2_mix)(const float *mixed, const float *dt, const float *z, const fl
     const float A = -std::exp(A_log[head]);
     for (int64_t t = 0; t < T; ++t) {
       const bool real = !padding || !padding[first + t];
-      const float raw = softplus1(dt[(first + t) * H + head] + dt_bias[head]);
-      const float size = real ? std::fmin(std::fmax(raw, dt_low), dt_high) : 0.f;
+      const float size = real ? step_size(dt[(first + t) * H + head], dt_bias[head], dt_low, dt_high) : 0.f;
       log_decay[(first + t) * H + head] = A * size;
       decay[t] = std::exp(A * size);
       for (int64_t p = 0; p < P; ++p) X_rows[t * inner + p] = size * u[t * width + p];
@@ -90,25 +90,8 @@ KERNEL(mamba2_mix)(const float *mixed, const float *dt, const float *z, const fl
       tokens<1>(from + p * N, to + p * N, X_rows + p, decay, B_rows, B_rows + G * N, y_rows + p, T, N, inner, width,
                 out);
     if (out) streamed();
-    for (int64_t t = 0; t < T; ++t) {
-      float *out = y_rows + t * inner;
-      const float *gate = z + (first + t) * inner + head * P, *u_t = u + t * width, skip = D[head];
-#pragma omp simd
-      for (int64_t i = 0; i < P; ++i) {
-        const float value = out[i] + skip * u_t[i];
-        out[i] = before ? value : value * silu1(gate[i]);
-      }
-    }
+    for (int64_t t = 0; t < T; ++t)
+      skip_and_gate(y_rows + t * inner, u + t * width, D[head], z + (first + t) * inner + head * P, !before, P);
   });
-  if (!gain && !before) return;
-  const int64_t group = inner / norm_groups;
-  for (int64_t part = 0; part < B * T * norm_groups; ++part) {
-    float *out = y + part * group;
-    const float *weight = gain ? gain + part % norm_groups * group : nullptr, *gate = z + part * group;
-    const float by = gain ? 1.f / std::sqrt(dot(out, out, group) / static_cast<float>(group) + eps) : 1.f;
-    if (gain)
-      for (int64_t i = 0; i < group; ++i) out[i] *= by * weight[i];
-    if (before)
-      for (int64_t i = 0; i < group; ++i) out[i] *= silu1(gate[i]);
-  }
+  norm_groups_of(y, gain, z, before, B * T, norm_groups, inner / norm_groups, eps, 1);
 }

@@ -37,6 +37,12 @@ struct Tile {
 #pragma GCC unroll 2
       for (int p = 0; p < P; ++p) at[r][p] = load(from + r * stride + 16 * p) * all(scale);
   }
+  TILE scale(const float *by) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+      for (int p = 0; p < P; ++p) at[r][p] = at[r][p] * all(by[r]);
+  }
   TILE write(float *to, int64_t stride) const {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
@@ -101,6 +107,17 @@ INLINE void from_panels(const float *panels, float *x, int64_t stride, int64_t r
   for (int64_t from = 0; from < width; from += PANEL)
     for (int64_t i = 0; i < rows; ++i, panels += PANEL)
       std::memcpy(x + i * stride + from, panels, sizeof(float) * (width - from < PANEL ? width - from : PANEL));
+}
+
+// The same for x^T, where x [columns, rows] is packed.
+INLINE void into_panels_transposed(const float *x, float *to, int64_t columns, int64_t rows) {
+  for (int64_t from = 0; from < columns; from += PANEL)
+    for (int64_t i = 0; i < rows; ++i, to += PANEL)
+      for (int64_t j = 0; j < PANEL; ++j) to[j] = from + j < columns ? x[(from + j) * rows + i] : 0.f;
+}
+INLINE void from_panels_transposed(const float *panels, float *x, int64_t columns, int64_t rows) {
+  for (int64_t j = 0; j < columns; ++j)
+    for (int64_t i = 0; i < rows; ++i) x[j * rows + i] = panels[(j / PANEL * rows + i) * PANEL + j % PANEL];
 }
 
 // A thread's own memory of that many floats; contents are those of its last use.
