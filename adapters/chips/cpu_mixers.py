@@ -44,7 +44,7 @@ def _rwkv7(
     r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, g: Tensor, v_first: Tensor | None, v_gate: Tensor | None,
     k_k: Tensor, k_a: Tensor, r_k: Tensor, gain: Tensor, shift: Tensor, S: Tensor, padding: Tensor | None, eps: float,
 ) -> bool:  # fmt: skip
-    if not short(r, padding) or S.ndim != 4 or (v_first is None) != (v_gate is None):
+    if not some(r, padding) or S.ndim != 4 or (v_first is None) != (v_gate is None):
         return False
     (B, _, D), (_, H, K, V) = r.shape, S.shape
     blend = () if v_first is None or v_gate is None else (v_first, v_gate)
@@ -110,7 +110,7 @@ def forms(library: native.Library, name: str, arguments: list[Any]) -> Callable[
 def _register(library: native.Library) -> None:
     few = f"C++ {library.sets[-1]}, up to {STEP_TOKENS} tokens"
     delta = forms(library, "gated_delta", [_POINTER] * 14 + [_SIZE] * 7 + [_FLOAT] * 3 + [_SIZE])
-    rwkv = library.kernel("rwkv7_mix", [_POINTER] * 22 + [_SIZE] * 4 + [_FLOAT, _SIZE])
+    rwkv = forms(library, "rwkv7", [_POINTER] * 22 + [_SIZE] * 4 + [_FLOAT, _SIZE])
     ssd = forms(library, "mamba2", [_POINTER] * 13 + [_SIZE] * 8 + [_FLOAT] * 3 + [_SIZE])
     scan = library.kernel("mamba_mix", [_POINTER] * 13 + [_SIZE] * 5)
 
@@ -131,7 +131,7 @@ def _register(library: native.Library) -> None:
         r, S = given[0], given[13]
         (B, T, _), (_, H, K, _) = r.shape, S.shape
         y, rows, S_end = torch.empty_like(r), S.new_empty(5, B, T, H, K).unbind(), torch.empty_like(S)
-        rwkv(instructions)(*at(*given, y, *rows, S_end), B, T, H, K, args[15], threads(B * T * H * K * K))
+        rwkv(T, instructions)(*at(*given, y, *rows, S_end), B, T, H, K, args[15], threads(B * T * H * K * K))
         return y, *rows, S_end
 
     @kernel("mamba2_mix", "cpu", label=few, accepts=_mamba2)

@@ -5,6 +5,7 @@
 // y = (r w)^T S_old + (r.k) v + (r.b) z needs no sweep of its own.
 
 #include "memory.h"
+#include "rwkv7.h"
 
 // r, w, k, v, a, g, y [B, T, H * K], w and a before their sigmoids; v_first, v_gate the same or null (the first layer);
 // k_k, k_a, r_k, gain, shift [H * K]; S0, S1 [B, H, K, K]; padding [B, T] or null. Also put out for the journal, the
@@ -18,38 +19,22 @@ KERNEL(rwkv7_mix)(const float *r, const float *w, const float *k, const float *v
   share(B * H, threads, [&](int64_t job) {
     const int64_t batch = job / H, head = job % H * K;
     alignas(64) float alpha[TOKENS * WIDTH], rw[TOKENS * WIDTH], decay[TOKENS * WIDTH];
+    const Weights by{k_k + head, k_a + head, r_k + head, gain + head, shift + head};
     float rk[TOKENS], rb[TOKENS], bonus[TOKENS];
     const auto at = [&](int64_t t) { return (batch * T + t) * H * K + head; };
     for (int64_t t = 0; t < T; ++t) {
       const int64_t from = at(t);
       const float real = padding && padding[batch * T + t] ? 0.f : 1.f;
       float *alpha_t = alpha + t * K, *rw_t = rw + t * K, *decay_t = decay + t * K;
-      float square = 0.f, sum = 0.f;
-#pragma omp simd reduction(+ : square)
+      const Token x{r + from, w + from, k + from, v + from, a + from, v_gate ? v_first + from : nullptr,
+                    v_gate ? v_gate + from : nullptr};
+      bonus[t] = gates(x, by, real, Gated{k_in + from, v_in + from, b + from, log_w + from, alpha_t}, K);
+#pragma omp simd
       for (int64_t i = 0; i < K; ++i) {
-        const float kh = k[from + i] * k_k[head + i];
-        alpha_t[i] = -kh;
-        square += kh * kh;
-      }
-      const float norm = std::sqrt(square), by = 1.f / (norm > 1e-12f ? norm : 1e-12f);
-#pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < K; ++i) {
-        const float rate = sigmoid1(a[from + i]), key = k[from + i] * (1.f + (rate - 1.f) * k_a[head + i]);
-        alpha_t[i] *= by;
-        b[from + i] = real * -alpha_t[i] * rate;
-        k_in[from + i] = real * key;
-        log_w[from + i] = real * -0.60653066f * sigmoid1(w[from + i]);
         decay_t[i] = exp1(log_w[from + i]);
         rw_t[i] = r[from + i] * decay_t[i];
-        sum += r[from + i] * key * r_k[head + i];
       }
-      bonus[t] = sum, rk[t] = dot(r + from, k_in + from, K), rb[t] = dot(r + from, b + from, K);
-      if (v_gate) {
-#pragma omp simd
-        for (int64_t i = from; i < from + K; ++i) v_in[i] = v[i] + (v_first[i] - v[i]) * sigmoid1(v_gate[i]);
-      } else {
-        std::memcpy(v_in + from, v + from, sizeof(float) * K);
-      }
+      rk[t] = dot(r + from, k_in + from, K), rb[t] = dot(r + from, b + from, K);
     }
     blocks(K, [&](int64_t first, int64_t width) {
       const int64_t S = job * K * K + first;
@@ -66,16 +51,8 @@ KERNEL(rwkv7_mix)(const float *r, const float *w, const float *k, const float *v
             return Update<2>{decay + t * K, {k_in + at(t), b + at(t)}, {v_in + from, z + from}};
           });
     });
-    for (int64_t t = 0; t < T; ++t) {
-      float *o = y + at(t), square = 0.f;
-      const float *v_t = v_in + at(t), *g_t = g + at(t), mean = total(o, K) / static_cast<float>(K), more = bonus[t];
-#pragma omp simd reduction(+ : square)
-      for (int64_t i = 0; i < K; ++i) square += (o[i] - mean) * (o[i] - mean);
-      const float by = 1.f / std::sqrt(square / static_cast<float>(K) + eps);
-#pragma omp simd
-      for (int64_t i = 0; i < K; ++i)
-        o[i] = ((o[i] - mean) * by * gain[head + i] + shift[head + i] + more * v_t[i]) * g_t[i];
-    }
+    for (int64_t t = 0; t < T; ++t)
+      finish(y + at(t), v_in + at(t), bonus[t], g + at(t), by, y + at(t), K, eps);
     if (out) streamed();
   });
 }
