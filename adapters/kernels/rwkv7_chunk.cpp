@@ -1,9 +1,11 @@
 // RWKV-7's time mix between its projections for many tokens: the chunk form of models/rwkv7.py, whose letters these are.
-// A head is one job; its S stays in panels of columns throughout.
+// Heads are jobs, some neighbours at a time, because a token's share of a page is small; S stays in panels of columns.
 //
 //     Z = (I - A_ab)^-1 (A_ak V + (alpha e^{P-}) S);  O = (r e^P) S + A_qk V + A_qb Z
 //     S' = diag(e^{P_end}) (S + (k~ e^{-P})^T V + (b e^{-P})^T Z)
 // A chunk of 16 keeps every exponent under 10.
+
+#include <algorithm>
 
 #include "rwkv7.h"
 #include "threads.h"
@@ -76,17 +78,20 @@ KERNEL(rwkv7_chunk)(const float *r, const float *w, const float *k, const float 
                     const float *gain, const float *shift, const float *S0, const uint8_t *padding, float *y,
                     float *k_in, float *v_in, float *b, float *z, float *log_w, float *S1, int64_t B, int64_t T,
                     int64_t H, int64_t K, float eps, int64_t threads) {
-  const int64_t wide = padded(K);
-  share(B * H, threads, [&](int64_t job) {
-    const int64_t batch = job / H, head = job % H * K;
-    const auto at = [&](int64_t t) { return (batch * T + t) * H * K + head; };
-    const Weights by{k_k + head, k_a + head, r_k + head, gain + head, shift + head};
-    float *S = scratch(K * wide + 2 * BOTH * K + CHUNK * wide + 4 * wide);
+  const int64_t wide = padded(K), near = std::clamp<int64_t>(H / (2 * threads), 1, 8), jobs = (H + near - 1) / near;
+  share(B * jobs, threads, [&](int64_t job) {
+    const int64_t batch = job / jobs, low = job % jobs * near, high = std::min(H, low + near);
+    float *states = scratch(near * K * wide + 2 * BOTH * K + CHUNK * wide + 4 * wide);
     Chunk c;
-    c.queries = S + K * wide, c.keys = c.queries + BOTH * K, c.o = c.keys + BOTH * K, c.rise = c.o + CHUNK * wide;
+    c.queries = states + near * K * wide, c.keys = c.queries + BOTH * K, c.o = c.keys + BOTH * K, c.rise = c.o + CHUNK * wide;
     float *down = c.rise + wide, *alpha = down + wide, *P = alpha + wide;
-    into_panels(S0 + job * K * K, K, S, K, K);
-    for (int64_t first = 0; first < T; first += CHUNK) {
+    for (int64_t head = low; head < high; ++head)
+      into_panels(S0 + (batch * H + head) * K * K, K, states + (head - low) * K * wide, K, K);
+    for (int64_t step = 0; step < (T + CHUNK - 1) / CHUNK * (high - low); ++step) {
+      const int64_t first = step / (high - low) * CHUNK, head = low + step % (high - low), channel = head * K;
+      const auto at = [&](int64_t t) { return (batch * T + t) * H * K + channel; };
+      const Weights by{k_k + channel, k_a + channel, r_k + channel, gain + channel, shift + channel};
+      float *S = states + (head - low) * K * wide;
       const int64_t n = T - first < CHUNK ? T - first : CHUNK;
       float bonus[CHUNK];
       for (int64_t i = 0; i < K; ++i) P[i] = 0.f, c.rise[i] = 1.f;
@@ -131,6 +136,7 @@ KERNEL(rwkv7_chunk)(const float *r, const float *w, const float *k, const float 
         finish(c.o + t * wide, v_in + from, bonus[t], g + from, by, y + from, K, eps);
       }
     }
-    from_panels(S, S1 + job * K * K, K, K, K);
+    for (int64_t head = low; head < high; ++head)
+      from_panels(states + (head - low) * K * wide, S1 + (batch * H + head) * K * K, K, K, K);
   });
 }
