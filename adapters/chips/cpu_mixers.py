@@ -1,5 +1,5 @@
-"""The CPU: all that a recurrent mixer does between its projections, in one native call for a handful of tokens (decode,
-drafts). Longer inputs run the references: their chunk forms do less work per token there.
+"""The CPU: all that a recurrent mixer does between its projections, in one native call: step by step for a handful of
+tokens (decode, drafts), in chunks above.
 """
 
 from __future__ import annotations
@@ -108,13 +108,13 @@ def forms(library: native.Library, name: str, arguments: list[Any]) -> Callable[
 
 
 def _register(library: native.Library) -> None:
-    few = f"C++ {library.sets[-1]}, up to {STEP_TOKENS} tokens"
+    label = f"C++ {library.sets[-1]}"
     delta = forms(library, "gated_delta", [_POINTER] * 14 + [_SIZE] * 7 + [_FLOAT] * 3 + [_SIZE])
     rwkv = forms(library, "rwkv7", [_POINTER] * 22 + [_SIZE] * 4 + [_FLOAT, _SIZE])
     ssd = forms(library, "mamba2", [_POINTER] * 13 + [_SIZE] * 8 + [_FLOAT] * 3 + [_SIZE])
     scan = library.kernel("mamba_mix", [_POINTER] * 13 + [_SIZE] * 5)
 
-    @kernel("gated_delta_mix", "cpu", label=few, accepts=_gated_delta)
+    @kernel("gated_delta_mix", "cpu", label=label, accepts=_gated_delta)
     def gated_delta_mix(*args: Any, instructions: str | None = None) -> tuple[Tensor, ...]:
         rows, a, _, z, *_, S, _ = given = contiguous(args[:9])
         (B, T, _), (_, H, K, V) = rows.shape, S.shape
@@ -125,7 +125,7 @@ def _register(library: native.Library) -> None:
         delta(T, instructions)(*at(*given, y, k, delta_, g, S_end), *sizes)
         return y, k, delta_, g, S_end
 
-    @kernel("rwkv7_mix", "cpu", label=few, accepts=_rwkv7)
+    @kernel("rwkv7_mix", "cpu", label=label, accepts=_rwkv7)
     def rwkv7_mix(*args: Any, instructions: str | None = None) -> tuple[Tensor, ...]:
         given = contiguous(args[:15])
         r, S = given[0], given[13]
@@ -134,7 +134,7 @@ def _register(library: native.Library) -> None:
         rwkv(T, instructions)(*at(*given, y, *rows, S_end), B, T, H, K, args[15], threads(B * T * H * K * K))
         return y, *rows, S_end
 
-    @kernel("mamba2_mix", "cpu", label=few, accepts=_mamba2)
+    @kernel("mamba2_mix", "cpu", label=label, accepts=_mamba2)
     def mamba2_mix(*args: Any, instructions: str | None = None) -> tuple[Tensor, ...]:
         mixed, dt, z, _, _, _, _, h, _ = given = contiguous(args[:9])
         (B, T, width), (_, H, P, N) = mixed.shape, h.shape
@@ -144,7 +144,7 @@ def _register(library: native.Library) -> None:
         ssd(T, instructions)(*at(*given, y, X, log_decay, h_end), *sizes, threads(B * T * H * P * N))
         return y, X, log_decay, h_end
 
-    @kernel("mamba_mix", "cpu", label=few, accepts=_mamba)
+    @kernel("mamba_mix", "cpu", label=label, accepts=_mamba)
     def mamba_mix(*args: Any, instructions: str | None = None) -> tuple[Tensor, ...]:
         given = contiguous(args)
         u, h = given[0], given[8]
