@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,8 @@ class Encoding:
     def _batches(self, frames: Iterable[Frame]) -> Iterator[tuple[Tensor, Layout]]:
         stream, per_step = iter(frames), self._model.tower.frames_per_step if self._model.tower else 1
         while batch := list(islice(stream, STEPS_AT_ONCE * per_step)):
-            yield from self._encoded(batch)
+            for _, alike in groupby(batch, key=lambda frame: frame.rgb.shape):  # a stream may change its size
+                yield from self._encoded(list(alike))
 
     def _encoded(self, frames: list[Frame]) -> Iterator[tuple[Tensor, Layout]]:
         for frame in frames:
