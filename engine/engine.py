@@ -61,6 +61,7 @@ def load(
     *,
     dtype: str | torch.dtype | None = None,
     quant: str | None = None,
+    state_dtype: str = "fp32",
     plugins: Mapping[str, str | Path] | None = None,
     draft: str | None = None,
     offline: bool = False,
@@ -68,7 +69,7 @@ def load(
     """An engine on a bundled model ("pebble"), a checkpoint folder or a hub name. `plugins`: folders by the names that
     sessions use. `draft` lets one forward give several tokens, which stay the model's own: "ngram" (look-up in what
     was said), or the name of a smaller model with the same vocabulary. Other arguments and errors: as `load_model`."""
-    model = load_model(name, dtype=dtype, quant=quant, offline=offline)
+    model = load_model(name, dtype=dtype, quant=quant, state_dtype=state_dtype, offline=offline)
     engine = Engine(model, None if draft in (None, "none") else drafting(draft, model, offline=offline))
     for plugin, path in (plugins or {}).items():
         engine.plugins.load(path, plugin)

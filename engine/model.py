@@ -29,6 +29,7 @@ from fluvial.engine.tokenizer_files import read_json
 from fluvial.models.decoder import Decoder
 from fluvial.models.mtp import Mtp
 from fluvial.models.state import State
+from fluvial.models.tape import Tape
 
 __all__ = ["Model", "Processor", "bundled", "load_model", "resolve"]
 
@@ -113,7 +114,7 @@ class Model:
         named = {"decoder": self.decoder, TOWER: self.tower, "draft": self.draft_head}
         modules = {key: module for key, module in named.items() if module is not None}
         empty = self.decoder.init_state()
-        growing = any(not hasattr(leaf, "dtype") for leaf in empty.leaves.values())
+        growing = any(isinstance(leaf, Tape) for leaf in empty.leaves.values())
         return {
             "model": self.name,
             "type": self.config["model_type"],
@@ -124,6 +125,7 @@ class Model:
             "weights": bytes_by_format(modules),
             "device": str(self.decoder.device),
             "state": "grows with the context" if growing else "constant",
+            "state_dtype": self.decoder.state_dtype,
             "state_bytes": empty.nbytes("recurrent"),
             "draft_head": "none" if self.draft_head is None else "mtp",
             "media": [] if self.tower is None else list(self.tower.reads),
@@ -137,15 +139,17 @@ def load_model(
     *,
     dtype: str | torch.dtype | None = None,
     quant: str | None = None,
+    state_dtype: str = "fp32",
     plugin: str | Path | None = None,
     offline: bool = False,
 ) -> Model:
     """Loads a checkpoint folder, a `.pth` file, a bundled model or a hub name (`org/name`), tensor by tensor.
 
     `dtype` ("fp32", "bf16", ...) is what it computes in, fp32 by default; recurrences always run in fp32 or
-    wider. `quant` ("int8", "int4", "int4-small", "bf16", ...) is how its matrices are stored. `plugin`: a folder; calls
-    of the model go through it where they name no route. `offline`: a hub name comes from the hub's cache only. Raises
-    `UsageError`, `ModelNotFoundError`, `IntegrityError` or `UnsupportedError`; nothing is half loaded.
+    wider. `quant` ("int8", "int4", "int4-small", "bf16", ...) is how its matrices are stored, `state_dtype` ("bf16",
+    "int8") how recurrent memories are kept between forwards. `plugin`: a folder; calls of the model go through it where
+    they name no route. `offline`: a hub name comes from the hub's cache only. Raises `UsageError`,
+    `ModelNotFoundError`, `IntegrityError` or `UnsupportedError`; nothing is half loaded.
     """
     chips.load()
     precision, stored = dtype_of(dtype), None if quant is None else recipe(quant)
@@ -158,6 +162,7 @@ def load_model(
     generation = Generation.load(folder, tokenizer.eos_ids)
     if template is not None and template.source == rwkv_chat.TEMPLATE:
         generation = rwkv_chat.ending(generation)
+    shapes.decoder.keep(state_dtype)
     parts = fill_shapes(shapes, place, precision, stored)
     parts.decoder.fingerprint()
     if parts.draft_head is not None:

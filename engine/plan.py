@@ -44,7 +44,13 @@ class MemoryPlan:
 
 
 def plan(
-    place: Path, recipe: Recipe | None = None, dtype: torch.dtype | None = None, *, context: int = 0, images: int = 0
+    place: Path,
+    recipe: Recipe | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    context: int = 0,
+    images: int = 0,
+    state_dtype: str = "fp32",
 ) -> MemoryPlan:
     """The memory of a model (a folder or file) with one session of `context` tokens of text and `images` of about a
     megapixel. Errors: UsageError for a negative number, UnsupportedError for a recipe or images that cannot apply."""
@@ -62,6 +68,7 @@ def plan(
     dtype = dtype or (torch.float32 if recipe is None else recipe.dtype)
     per_image = min(tower.tokens(video=False), IMAGE_TOKENS) if images else 0
     tokens = context + images * per_image
+    shapes.decoder.keep(state_dtype)
     with torch.device("meta"):
         state = grown(shapes.decoder.to(dtype).init_state(), tokens)
     return MemoryPlan(

@@ -55,6 +55,7 @@ def load(model: Model, path: Path) -> Snapshot:
     try:
         state_tensors = {n.removeprefix("state."): t for n, t in tensors.items() if n.startswith("state.")}
         state = State.unpack(state_tensors, about, model.decoder.fingerprint())
+        model.decoder.check(state)
         memory: dict[str, Any] = json.loads(about["memory"])
         route = model.plugins.restored(json.loads(about.get("plugins", "{}")))
         return Snapshot(

@@ -16,6 +16,7 @@ from fluvial.adapters.errors import IntegrityError, UnsupportedError
 from fluvial.models.attention import Attention
 from fluvial.models.decoder import Decoder
 from fluvial.models.parallel import Parallel
+from fluvial.models.state import wide
 from fluvial.models.state_file import read_checked, write_atomically
 
 KIND, FILE = "fluvial-initial-state", "initial_state.safetensors"
@@ -39,7 +40,8 @@ class Start:
 def recurrent(decoder: Decoder) -> dict[str, Tensor]:
     """The empty leaves that an initial state may fill, [1, ...] by name: not attention's, which hold tokens' rows."""
     found: dict[str, Tensor] = {}
-    for name, leaf in decoder.init_state().leaves.items():
+    for name, kept in decoder.init_state().leaves.items():
+        leaf = wide(kept)
         block, branch, *_ = name.split(".")
         mixer = decoder.blocks[int(block)].mixer
         owner = mixer.branches[branch] if isinstance(mixer, Parallel) else mixer

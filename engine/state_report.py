@@ -14,7 +14,7 @@ from torch import Tensor
 from fluvial.adapters.errors import IntegrityError
 from fluvial.engine.saved import KIND as SESSION
 from fluvial.models.state import KIND as STATE
-from fluvial.models.state import State
+from fluvial.models.state import Leaf, State, wide
 from fluvial.models.state_file import read_checked
 from fluvial.models.tape import Tape
 
@@ -50,6 +50,7 @@ def describe(saved: Saved) -> dict[str, Any]:
         "fingerprint": state.model,
         "position": list(state.position),
         "leaves": len(state.leaves),
+        "state_dtype": state.dtype,
         "state_bytes": state.nbytes("recurrent"),
         "tape_bytes": sum(rows.nbytes for tape in tapes for rows in tape.rows),
         "tape_tokens": max((n for tape in tapes for n in tape.lengths), default=0),
@@ -82,7 +83,7 @@ def _alike(a: list[Any], b: list[Any]) -> int:
     return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))))
 
 
-def _gap(a: Tensor | Tape | None, b: Tensor | Tape | None) -> float | None:
+def _gap(a: Leaf | None, b: Leaf | None) -> float | None:
     left, right = _values(a), _values(b)
     if len(left) != len(right) or not left or any(x.shape != y.shape for x, y in zip(left, right, strict=True)):
         return None
@@ -93,7 +94,7 @@ def _gap(a: Tensor | Tape | None, b: Tensor | Tape | None) -> float | None:
     return max(gap / size for gap, size in zip(gaps, sizes, strict=True))
 
 
-def _values(leaf: Tensor | Tape | None) -> list[Tensor]:
+def _values(leaf: Leaf | None) -> list[Tensor]:
     if leaf is None:
         return []
-    return list(leaf.rows) if isinstance(leaf, Tape) else [leaf]
+    return list(leaf.rows) if isinstance(leaf, Tape) else [wide(leaf)]

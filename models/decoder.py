@@ -31,8 +31,9 @@ from fluvial.models import (  # noqa: F401  (they register)
     rwkv7,
     short_conv,
 )
-from fluvial.models.journal import Journal, Pending, TreeJournal
+from fluvial.models.journal import Final, Journal, Pending, Rounding, TreeJournal
 from fluvial.models.mixer import Mixer, Step, build
+from fluvial.models.rounded import Rounded, is_memory, known
 from fluvial.models.state import Leaf, State
 from fluvial.models.tree import Tree
 
@@ -111,6 +112,7 @@ class Decoder(nn.Module):
         self.norm = norm(config.norm, config.d_model, config.norm_eps)
         self.head = None if config.tied_head else Linear(config.d_model, config.vocab)
         self.starts: dict[str, Mapping[str, Tensor]] = {}  # state plugin -> leaf -> [1, ...]
+        self.state_dtype = "fp32"  # what memories are kept in between forwards: rounded.STATE_DTYPES
         self._fingerprint = ""
 
     @property
@@ -146,7 +148,10 @@ class Decoder(nn.Module):
                 empty = leaves[name]
                 assert isinstance(empty, Tensor)
                 leaves[name] = empty + weighted(start.expand_as(empty), strength)
-        return State(leaves, (0,) * batch, self._fingerprint)
+        if self.state_dtype != "fp32":
+            memories = {name: leaf for name, leaf in leaves.items() if is_memory(name) and isinstance(leaf, Tensor)}
+            leaves |= {name: Rounded.of(leaf, self.state_dtype) for name, leaf in memories.items()}
+        return State(leaves, (0,) * batch, self._fingerprint, dtype=self.state_dtype)
 
     @overload
     def forward(
@@ -226,6 +231,7 @@ class Decoder(nn.Module):
 
     def _through(self, x: Tensor, state: State, step: Step) -> tuple[Tensor, dict[str, Pending]]:
         """All blocks on x: hidden [B, T, D], and what each leaf becomes."""
+        limit = step.lengths or (step.tokens,) * state.batch
         x, *parts = step.blank(x).split(self.config.d_model, -1)
         deep = dict(zip(self.config.deepstack, parts, strict=False))  # all of them, or none
         x = x if self.embed_norm is None else step.blank(self.embed_norm(x))
@@ -236,7 +242,10 @@ class Decoder(nn.Module):
             x, leaves = block(x, state.of_block(i), step)
             if i in deep:
                 x = x + deep[i]
-            pending |= {f"{i}.{name}": leaf for name, leaf in leaves.items()}
+            for name, leaf in leaves.items():
+                if isinstance(before := state.leaves[f"{i}.{name}"], Rounded):
+                    leaf = Rounding(leaf, before)
+                pending[f"{i}.{name}"] = leaf if step.journal else Final(leaf.commit(limit))  # now: its rows can go
         return self.norm(x).to(self.dtype), pending
 
     def _checked(self, state: State | None, batch: int, tokens: int, route: Route | None) -> State:
@@ -246,9 +255,30 @@ class Decoder(nn.Module):
             return self.init_state(batch, route)
         if state.batch != batch:
             raise UsageError(f"The state has {state.batch} rows, the input {batch}.")
+        self.check(state)
+        return state
+
+    def check(self, state: State) -> None:
+        """Raises `IntegrityError` for a state of another model, or kept in another precision."""
         if state.model != self._fingerprint:
             raise IntegrityError("The state belongs to another model.", hint="Start a new session for this model.")
-        return state
+        if state.dtype != self.state_dtype:
+            raise IntegrityError(
+                f"The state is kept in {state.dtype}, this model keeps {self.state_dtype}.",
+                hint=f"Load the model with state_dtype '{state.dtype}'.",
+            )
+
+    def keep(self, dtype: str) -> None:
+        """From now on states keep their memories in "fp32", "bf16" or "int8" (`models.rounded`). Errors: UsageError for
+        another name, UnsupportedError for a model without memories."""
+        empty = self.init_state()
+        if known(dtype) != "fp32" and not any(map(is_memory, empty.leaves)):
+            raise UnsupportedError(
+                f"There is nothing to keep in {dtype}.",
+                "This model has rows of attention or of convolutions, and no memory that sums up over tokens.",
+                "Load it without state_dtype.",
+            )
+        self.state_dtype = dtype
 
     def fingerprint(self) -> str:
         """A hash of config and weights, computed once; states made afterwards carry it."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fluvial.adapters.errors import UsageError
+from fluvial.models.rounded import Rounded
 from fluvial.models.state import Leaf, State
 from fluvial.models.tape import Tape
 from fluvial.models.tree import Tree
@@ -129,6 +130,29 @@ class Append:
         return self.k.nbytes + self.v.nbytes
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """A memory that is kept in fewer bits: what `inner` gives, rounded. Rows that commit nothing keep theirs."""
+
+    inner: Pending
+    before: Rounded
+
+    def commit(self, n: Count) -> Leaf:
+        if not any(n):
+            return self.before
+        values = self.inner.commit(n)
+        assert isinstance(values, Tensor)
+        after = Rounded.of(values, self.before.dtype)
+        return after if all(n) else self.before.replaced(after, torch.tensor(n, device=values.device) > 0)
+
+    def along(self, path: Tensor) -> Pending:
+        return Rounding(self.inner.along(path), self.before)
+
+    @property
+    def nbytes(self) -> int:
+        return self.inner.nbytes
+
+
 class Journal:
     """A provisional forward over `state`; nothing has happened until `commit`."""
 
@@ -144,7 +168,7 @@ class Journal:
             raise UsageError(f"Cannot commit {n} tokens.", f"The forward had {list(self.limit)} tokens per row.")
         leaves = {name: pending.commit(count) for name, pending in self._pending.items()}
         position = tuple(p + c for p, c in zip(self._state.position, count, strict=True))
-        return State(leaves, position, self._state.model, self._shift(count, position))
+        return State(leaves, position, self._state.model, self._shift(count, position), self._state.dtype)
 
     def _shift(self, count: Count, position: Count) -> tuple[int, ...]:
         """Rotary positions after `count` tokens go on behind the furthest one so far on any axis."""

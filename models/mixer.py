@@ -94,7 +94,7 @@ class Mixer(nn.Module):
     trees: bool = False
 
     def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Leaf]:
-        """Empty leaves for `batch` rows of a model that computes in `dtype`."""
+        """Empty leaves for `batch` rows of a model that computes in `dtype`. One that sums up over tokens is S or h."""
         return {}
 
     def forward(self, x: Tensor, state: dict[str, Leaf], step: Step) -> tuple[Tensor, dict[str, Pending]]:

@@ -1,7 +1,7 @@
 """`State`: everything a decoder remembers, as a value outside the modules.
 
-Named leaves: tensors of fixed size (recurrent; they never depend on the position) and tapes (attention rows; they
-grow). No forward writes into a leaf, so a fork is a shallow copy. States are saved as safetensors with the
+Named leaves: tensors of fixed size (recurrent; they never depend on the position), maybe rounded, and tapes (attention
+rows; they grow). No forward writes into a leaf, so a fork is a shallow copy. States are saved as safetensors with the
 fingerprint of the model they belong to, written atomically, and restored bit for bit in another process.
 """
 
@@ -16,16 +16,18 @@ import torch
 from torch import Tensor
 
 from fluvial.adapters.errors import IntegrityError
+from fluvial.models.rounded import Rounded
 from fluvial.models.state_file import read_checked, write_atomically
 from fluvial.models.tape import Tape
 
-Leaf = Tensor | Tape
+Leaf = Tensor | Rounded | Tape
 KIND = "fluvial-state"
 
 
 @dataclass(frozen=True)
 class State:
-    """`leaves` by name ("3.S" is leaf S of block 3), `position[b]` tokens seen by row b, `model` a fingerprint.
+    """`leaves` by name ("3.S" is leaf S of block 3), `position[b]` tokens seen by row b, `model` a fingerprint, `dtype`
+    what memories are kept in (`rounded.STATE_DTYPES`).
 
     `shift[b]` is how far rotary positions run ahead of the count of tokens (negative after images, whose tokens share
     positions); () where no row was ever given positions of its own.
@@ -35,6 +37,7 @@ class State:
     position: tuple[int, ...]
     model: str = ""
     shift: tuple[int, ...] = ()
+    dtype: str = "fp32"
 
     @property
     def batch(self) -> int:
@@ -50,33 +53,43 @@ class State:
         return replace(self, leaves=dict(self.leaves))
 
     def of_block(self, block: int) -> dict[str, Leaf]:
-        """The leaves of one block under their short names."""
+        """The leaves of one block under their short names, as a mixer reads them."""
         prefix = f"{block}."
-        return {name[len(prefix) :]: leaf for name, leaf in self.leaves.items() if name.startswith(prefix)}
+        return {name[len(prefix) :]: wide(leaf) for name, leaf in self.leaves.items() if name.startswith(prefix)}
 
     def nbytes(self, kind: str = "all") -> int:
         """Bytes held: `kind` is "recurrent" (constant), "tape" (grows) or "all"."""
-        wanted = {"all": (Tensor, Tape), "recurrent": (Tensor,), "tape": (Tape,)}[kind]
+        wanted = {"all": (Tensor, Rounded, Tape), "recurrent": (Tensor, Rounded), "tape": (Tape,)}[kind]
         return sum(leaf.nbytes for leaf in self.leaves.values() if isinstance(leaf, wanted))
 
     def storages(self) -> dict[int, int]:
         """Bytes of each block of memory by its address: summed over several states, what they share counts once."""
         found: dict[int, int] = {}
         for leaf in self.leaves.values():
-            found |= leaf.storages() if isinstance(leaf, Tape) else _block(leaf)
+            if isinstance(leaf, Tape):
+                found |= leaf.storages()
+                continue
+            blocks = [t.untyped_storage() for t in (leaf.parts.values() if isinstance(leaf, Rounded) else (leaf,))]
+            found |= {block.data_ptr(): block.nbytes() for block in blocks}
         return found
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The state as plain tensors and strings, for a file."""
         tensors: dict[str, Tensor] = {}
         tapes: dict[str, tuple[int, ...]] = {}
+        rounded: dict[str, tuple[tuple[int, ...], str]] = {}
         for name, leaf in self.leaves.items():
             if isinstance(leaf, Tape):
                 tensors[f"{name}.k"], tensors[f"{name}.v"] = leaf.rows
                 tapes[name] = leaf.lengths
+            elif isinstance(leaf, Rounded):
+                tensors |= {f"{name}.{part}": tensor for part, tensor in leaf.parts.items()}
+                rounded[name] = leaf.shape, str(leaf.wide).removeprefix("torch.")
             else:
                 tensors[name] = leaf
         about = {"model": self.model, "position": json.dumps(self.position), "tapes": json.dumps(tapes)}
+        if rounded:
+            about |= {"dtype": self.dtype, "rounded": json.dumps(rounded)}
         return tensors, about | ({"shift": json.dumps(self.shift)} if self.shift else {})
 
     @classmethod
@@ -93,8 +106,14 @@ class State:
             k, v = tensors[f"{name}.k"], tensors[f"{name}.v"]
             del leaves[f"{name}.k"], leaves[f"{name}.v"]
             leaves[name] = Tape.of(k, v, tuple(lengths))
+        dtype = about.get("dtype", "fp32")
+        for name, (shape, precision) in json.loads(about.get("rounded", "{}")).items():
+            parts = {key.rpartition(".")[2]: part for key, part in tensors.items() if key.rpartition(".")[0] == name}
+            for part in parts:
+                del leaves[f"{name}.{part}"]
+            leaves[name] = Rounded(dtype, parts, tuple(shape), getattr(torch, precision))
         shift = tuple(json.loads(about.get("shift", "[]")))
-        return cls(leaves, tuple(json.loads(about["position"])), about["model"], shift)
+        return cls(leaves, tuple(json.loads(about["position"])), about["model"], shift, dtype)
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file atomically: the old file or the new one is whole at any moment."""
@@ -108,9 +127,9 @@ class State:
         return cls.unpack(tensors, about, model)
 
 
-def _block(tensor: Tensor) -> dict[int, int]:
-    block = tensor.untyped_storage()
-    return {block.data_ptr(): block.nbytes()}
+def wide(leaf: Leaf) -> Tensor | Tape:
+    """A leaf as a mixer reads it."""
+    return leaf.values if isinstance(leaf, Rounded) else leaf
 
 
 def recurrent_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -95,6 +95,9 @@ class Options:
         str | None,
         _talk("--quant", metavar="RECIPE", help="Store the weights as int8, int4, int4-small, bf16 or fp16."),
     ] = None
+    state_dtype: Annotated[
+        str, _talk("--state-dtype", metavar="NAME", help="Keep recurrent memories in fp32, bf16 or int8.")
+    ] = "fp32"
     offline: Annotated[bool, _talk("--offline", help="A hub name (org/name) comes from the cache only.")] = False
     stats: Annotated[bool, Option("--stats", help="Tokens, speed and memory, on stderr.", rich_help_panel="Output")] = (
         False

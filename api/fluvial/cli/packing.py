@@ -41,6 +41,9 @@ def plan(
     images: Annotated[
         int, Option("--images", min=0, metavar="K", help="Images of about a megapixel in the session.")
     ] = 0,
+    state_dtype: Annotated[
+        str, Option("--state-dtype", metavar="NAME", help="Keep recurrent memories in fp32, bf16 or int8.")
+    ] = "fp32",
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
@@ -52,7 +55,8 @@ def plan(
         from fluvial.engine.resolve import resolve
 
         chosen, computes = None if quant is None else recipe(quant), dtype_of(dtype)
-        found = planned(resolve(name, offline=offline, weights=False), chosen, computes, context=context, images=images)
+        place, session = resolve(name, offline=offline, weights=False), {"context": context, "images": images}
+        found = planned(place, chosen, computes, **session, state_dtype=state_dtype)
     if as_json:
         typer.echo(json.dumps({"v": 1, "name": name, **asdict(found), "total": found.total}))
         return

@@ -26,7 +26,13 @@ def load_engine(name: str, options: Options) -> Engine:
         options.sampling()
         from fluvial.engine.engine import load
 
-        return load(name, dtype=options.dtype, quant=options.quant, offline=options.offline)
+        return load(
+            name,
+            dtype=options.dtype,
+            quant=options.quant,
+            state_dtype=options.state_dtype,
+            offline=options.offline,
+        )
 
 
 def open_session(engine: Engine, options: Options) -> Session:
