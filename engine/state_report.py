@@ -95,6 +95,5 @@ def _gap(a: Leaf | None, b: Leaf | None) -> float | None:
 
 
 def _values(leaf: Leaf | None) -> list[Tensor]:
-    if leaf is None:
-        return []
-    return list(leaf.rows) if isinstance(leaf, Tape) else [wide(leaf)]
+    read = None if leaf is None else wide(leaf)
+    return [] if read is None else list(read.rows) if isinstance(read, Tape) else [read]

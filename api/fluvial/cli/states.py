@@ -31,7 +31,7 @@ def show(path: File, as_json: Json = False) -> None:
         "model": f"{about['model']} ({about['fingerprint'][:12]})".strip(),
         "plugins": plugins or "none",
         "position": ", ".join(f"{n:,}" for n in about["position"]) + " tokens",
-        "state": f"{size(about['state_bytes'])} in {about['leaves']} leaves",
+        "state": f"{size(about['state_bytes'])} in {about['leaves']} leaves, {about['state_dtype']}",
         "tape (KV)": tape,
         "media": len(about["media"]),
         "messages": len(about["messages"]),
