@@ -11,7 +11,7 @@ import numpy as np
 
 from fluvial.adapters.errors import MediaError
 from fluvial.encoders.frame import MAX_PIXELS, Frame, Gap
-from fluvial.encoders.video_opencv import import_cv2
+from fluvial.encoders.video_opencv import import_cv2, silent
 
 TIMEOUT = 5.0  # seconds to open a stream, or for its next picture (OpenCV's own are 30)
 GAP = 2.0  # seconds without a picture that the model is told about
@@ -94,13 +94,10 @@ class Camera:
 
 
 def _capture(where: int | str) -> Any:
-    cv2 = import_cv2()
-    if isinstance(where, int):
-        capture = cv2.VideoCapture(where)
-    else:
-        milliseconds = int(1000 * TIMEOUT)
-        limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, milliseconds, cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds]
-        capture = cv2.VideoCapture(where, cv2.CAP_FFMPEG, limits)
+    cv2, milliseconds = import_cv2(), int(1000 * TIMEOUT)
+    limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, milliseconds, cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds]
+    with silent(cv2):
+        capture = cv2.VideoCapture(where) if isinstance(where, int) else cv2.VideoCapture(where, cv2.CAP_FFMPEG, limits)
     if capture.isOpened():
         return capture
     capture.release()

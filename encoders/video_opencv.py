@@ -6,6 +6,7 @@ OpenCV 5: `grab()` returns False at a broken packet as well as at the end, and g
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,18 @@ def import_cv2() -> Any:
     return cv2
 
 
+@contextlib.contextmanager
+def silent(cv2: Any) -> Iterator[None]:
+    """Inside, OpenCV and FFmpeg write no lines of their own beside our error; a level that the user chose is kept."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    log_level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(log_level)
+
+
 class OpenCVBackend:
     """One pass over a video file with `cv2.VideoCapture`; rotation is applied by OpenCV."""
 
@@ -43,15 +56,9 @@ class OpenCVBackend:
         self._cv2 = cv2 = import_cv2()
         self.broken = 0
         self._max_pixels = max_pixels
-        # FFmpeg would write its own lines to stderr beside our error; a level that the user chose is kept.
-        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-        log_level = cv2.utils.logging.getLogLevel()
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-        try:
+        with silent(cv2):
             # The backend is named: another one would read `photo_01.jpg` as the first of a sequence of images.
             self._capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-        finally:
-            cv2.utils.logging.setLogLevel(log_level)
         if not self._capture.isOpened():
             raise MediaError(f"Cannot read the video {name}.", "OpenCV found no picture that it can decode.")
         width, height = (int(self._get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))

@@ -17,6 +17,7 @@ from fluvial.cli.packing import pack, plan
 from fluvial.cli.run import run
 from fluvial.cli.states import diff
 from fluvial.cli.states import show as show_state
+from fluvial.cli.watch import watch
 
 app = typer.Typer(name="fluvial", add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 models = typer.Typer(help="The models on this machine.", no_args_is_help=True)
@@ -44,6 +45,7 @@ def fluvial(
 
 command(app, "run")(run)
 command(app, "chat")(chat)
+command(app, "watch")(watch)
 command(app, "doctor")(doctor)
 command(models, "ls")(ls)
 command(models, "show")(show)
