@@ -16,18 +16,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-MOST = 16  # guesses at once
+MOST = 15  # guesses at once: with the token before them, a batch that the kernels take whole
 FADE = 0.96  # of a count's weight, with each new one
 PRIOR, WEIGHT = 0.75, 1.5  # what an unknown p_1 is taken for, and how many counts p_{i-1} stands for in p_i
 SLOPE = 0.1  # of a plain forward, for each further token, where nothing is measured
+WORTH = 1.02  # times as many tokens a second as without a draft: less is not worth it
 CHEAP = 0.03  # of a plain forward, for each guess
-START, CEILING, GRANT = 4.0, 24.0, 0.005  # the account, in plain forwards
-PAUSE, LONGEST_PAUSE = 8, 1024  # chances to draft that are let pass before the next trial
+START, CEILING, GRANT = 3.0, 24.0, 0.005  # the account, in plain forwards
+LONGEST_PAUSE = 128  # chances to draft that are let pass before the next trial
 REFRESH = 128  # rounds until a plain forward is measured again
 
 
 class Costs:
-    """Seconds of a forward over T tokens: a running mean where measured, a line where not."""
+    """Seconds of a forward over T tokens: a running mean where measured; between, half of what a line says comes on
+    top of the lower one, because costs have steps and what looks good is measured next; behind, a line goes on."""
 
     def __init__(self) -> None:
         self._seen: dict[int, float] = {}
@@ -50,7 +52,7 @@ class Costs:
         measured = sorted(self._seen.items())
         line = [0.0]
         for (low, begin), (high, end) in pairwise(measured):
-            line += [begin + (end - begin) * i / (high - low) for i in range(high - low)]
+            line += [begin, *(begin + (end - begin) * i / (high - low) / 2 for i in range(1, high - low))]
         last, end = measured[-1]
         slope = max(0.0, (end - line[1]) / (last - 1)) if last > 1 else SLOPE * end
         self._line = line + [end + slope * i for i in range(MOST + 2 - last)]
@@ -62,10 +64,13 @@ class _Record:
 
     right: list[float] = field(default_factory=list)
     tried: list[float] = field(default_factory=list)
-    pause: int = PAUSE
+    pause: int = 0
     passed: int = 0
 
     def note(self, accepted: int, missed: bool) -> None:
+        """`accepted` were right and, if `missed`, the next one was wrong."""
+        if accepted or missed:
+            self.pause = 1 if accepted else min(2 * self.pause, LONGEST_PAUSE)
         for i in range(accepted + missed):
             if i == len(self.tried):
                 self.right.append(0.0)
@@ -76,7 +81,7 @@ class _Record:
     def best(self, most: int, forward: Costs, draft: float, account: float) -> int:
         """The depth that pays best, 0 ... most; now and then 1 where none does."""
         plain, expected, chain, p = forward(1), 1.0, 1.0, PRIOR
-        best, rate, known = 0, 1 / plain, len(self.tried)
+        best, rate, known = 0, WORTH / plain, len(self.tried)
         for k in range(1, most + 1):
             right, tried = (self.right[k - 1], self.tried[k - 1]) if k <= known else (0.0, 0.0)
             p = (right + WEIGHT * p) / (tried + WEIGHT)
@@ -88,12 +93,14 @@ class _Record:
             if expected > rate * cost:
                 best, rate = k, expected / cost
         if best:
-            self.pause, self.passed = PAUSE, 0
+            self.pause = self.passed = 0
             return best
-        self.passed += 1
+        self.pause, self.passed = max(self.pause, 1), self.passed + 1
         if self.passed < self.pause or draft + forward(2) - plain > account * plain:
             return 0
-        self.pause, self.passed = min(2 * self.pause, LONGEST_PAUSE), 0
+        if self.passed > 1:  # what was seen before a pause says less
+            self.right, self.tried = [0.9 * n for n in self.right], [0.9 * n for n in self.tried]
+        self.passed = 0
         return 1
 
 
@@ -114,7 +121,10 @@ class Depth:
             return 0
         if self.draft is None:
             return 1
-        return most if self._cheap else self._all.best(most, self.forward, self.draft, self.account)
+        if not self._cheap:
+            return self._all.best(most, self.forward, self.draft, self.account)
+        trial = most * self.draft + self.forward(2) - self.forward(1)
+        return most if trial <= self.account * self.forward(1) else 0
 
     def cut(self, guesses: int, grade: int) -> int:
         """How many of the guesses, of that grade, to check."""

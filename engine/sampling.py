@@ -90,7 +90,7 @@ class Sampler:
         p = self.probs(logits, history)
         q = torch.zeros_like(p)
         q[: len(weights)] = weights
-        if float(q[guess]) * self.uniform() < float(p[guess]):
+        if self.happens(float(p[guess]) / float(q[guess])):
             return guess
         rest = (p - q).clamp(min=0)
         return self.draw(rest if bool(rest.any()) else p)
@@ -111,8 +111,12 @@ class Sampler:
         )
 
     def uniform(self) -> float:
-        """One fp64 number in [0, 1) from the generator (speculation's accept rule)."""
+        """One fp64 number in [0, 1) from the generator."""
         return float(torch.rand((), generator=self._random, dtype=torch.float64))
+
+    def happens(self, chance: float) -> bool:
+        """Whether something with that chance comes about; one draw."""
+        return self.uniform() < chance
 
     def state(self) -> Tensor:
         """The generator's state, uint8 [n]: a saved session goes on with the same draws."""

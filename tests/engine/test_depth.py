@@ -1,0 +1,120 @@
+"""The depth controller in simulated cost: it never loses more than it may, and it finds what pays."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+
+from fluvial.engine.depth import MOST, Costs, Depth
+
+TOKENS = 1500
+
+
+def simulated(
+    chance: Callable[[int], float],
+    draft: float,
+    forward: Callable[[int], float],
+    *,
+    found: float = 1.0,
+    tokens: int = TOKENS,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """How many times as fast as plain decoding, and tokens per forward. `chance(n)` that a guess behind token n is
+    right; each costs `draft`; a forward over T tokens costs forward(T), a plain one 1; the draft has an idea in `found`
+    of the rounds."""
+    draw, depth, cost, said, forwards = random.Random(seed), Depth(), 0.0, 0, 0
+    while said < tokens:
+        asked = depth.plan(tokens - said - 1)
+        seconds = draft * asked
+        asked = asked if draw.random() < found else 0
+        k, accepted = depth.cut(asked, 0), 0
+        while accepted < k and draw.random() < chance(said + accepted):
+            accepted += 1
+        depth.learn(
+            drafted=k,
+            accepted=accepted,
+            missed=accepted < k,
+            grade=0,
+            forward=forward(k + 1),
+            asked=asked,
+            draft=seconds,
+        )
+        cost, said, forwards = cost + seconds + forward(k + 1), said + accepted + 1, forwards + 1
+    return tokens / cost, tokens / forwards
+
+
+def best(chance: float, draft: float, slope: float) -> float:
+    """What the best fixed depth gives."""
+    return max(sum(chance**i for i in range(k + 1)) / (k * draft + 1 + slope * k) for k in range(MOST + 1))
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0])
+def test_it_never_loses_and_comes_near_the_best_depth(chance: float) -> None:
+    for draft, slope in product([0.001, 0.05, 0.3, 1.0], [0.0, 0.05, 0.3, 1.0]):
+        faster, _ = simulated(lambda _: chance, draft, lambda tokens, s=slope: 1 + s * (tokens - 1), seed=1)
+        assert faster >= 0.98, (draft, slope)
+        assert faster >= 0.85 * best(chance, draft, slope) - (0.15 if chance >= 0.9 else 0.02), (draft, slope)
+
+
+@pytest.mark.parametrize(("draft", "slope"), [(0.001, 0.05), (0.05, 0.05), (0.05, 0.3), (0.3, 0.1)])
+def test_it_follows_what_changes(draft: float, slope: float) -> None:
+    """Half of the text cannot be guessed, half of it can."""
+    faster, _ = simulated(lambda n: (n // 500) % 2 * 0.95, draft, lambda tokens: 1 + slope * (tokens - 1), tokens=3000)
+    assert faster >= 1.1
+
+
+@pytest.mark.parametrize("found", [0.02, 0.3])
+def test_asking_in_vain_costs_little(found: float) -> None:
+    for chance, draft in product([0.0, 0.2, 0.9], [0.002, 0.01, 0.1]):
+        assert simulated(lambda _, c=chance: c, draft, lambda tokens: 1 + 0.2 * (tokens - 1), found=found)[0] >= 0.98
+
+
+def test_steps_in_the_cost_are_found() -> None:
+    """Kernels work on blocks: four tokens for the price of one, the fifth costs as much again."""
+    faster, _ = simulated(lambda _: 0.9, 0.01, lambda tokens: float(-(-tokens // 4)))
+    assert faster >= 0.85 * sum(0.9**i for i in range(4)) / 1.03
+
+
+@pytest.mark.parametrize("chance", [0.97, 0.99, 1.0])
+def test_copying_takes_a_seventh_of_the_forwards(chance: float) -> None:
+    assert simulated(lambda _: chance, 0.001, lambda tokens: 1 + 0.05 * (tokens - 1))[1] >= 7
+
+
+def test_grades_are_counted_apart() -> None:
+    depth = Depth()
+    depth.learn(drafted=0, accepted=0, missed=False, grade=0, forward=1.0)
+    for _ in range(40):
+        for grade, right in ((1, 0), (2, 8)):
+            k = depth.cut(8, grade)
+            accepted = min(right, k)
+            cost = 1 + k / 4
+            depth.learn(drafted=k, accepted=accepted, missed=accepted < k, grade=grade, forward=cost)
+    assert depth.cut(8, 2) >= 6
+    assert sum(depth.cut(8, 1) for _ in range(20)) <= 2
+
+
+def test_an_empty_account_stops_drafting() -> None:
+    depth = Depth()
+    depth.learn(drafted=0, accepted=0, missed=False, grade=0, forward=1.0)
+    assert depth.plan(9) == 1 and depth.plan(0) == 0  # one guess first, to learn what it costs
+    depth.account = 0.0
+    assert depth.plan(9) == 0
+    depth.account = 0.15
+    assert depth.cut(8, 0) == 1  # what it may lose decides
+
+
+def test_costs_between_and_beyond_what_was_measured() -> None:
+    costs = Costs()
+    assert not costs
+    costs.note(5, 3.0)
+    assert not costs
+    costs.note(1, 1.0)
+    assert bool(costs) and costs(1) == 1.0 and costs(3) == 1.5 and costs(5) == 3.0 and costs(7) == 4.0
+    costs.note(5, 300.0)  # the machine did something else
+    assert costs(5) <= 3.3
+    for _ in range(60):
+        costs.note(5, 5.0)
+    assert costs(5) == pytest.approx(5.0, rel=0.01)
