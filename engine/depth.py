@@ -13,6 +13,7 @@ costly one is asked for as much as pays. Nothing here reads a clock: costs come 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -66,6 +67,7 @@ class _Record:
     tried: list[float] = field(default_factory=list)
     pause: int = 0
     passed: int = 0
+    tree: bool = False
 
     def note(self, accepted: int, missed: bool) -> None:
         """`accepted` were right and, if `missed`, the next one was wrong."""
@@ -78,14 +80,29 @@ class _Record:
             self.right[i] = FADE * self.right[i] + (i < accepted)
             self.tried[i] = FADE * self.tried[i] + 1
 
+    def note_tree(self, guesses: int, right: Collection[int]) -> None:
+        """Of a tree those were right: each is counted by its rank alone, since what is in front need not lead to it."""
+        self.tree = True
+        self.pause = 1 if right else min(2 * self.pause, LONGEST_PAUSE)
+        for i in range(guesses):
+            if i == len(self.tried):
+                self.right.append(0.0)
+                self.tried.append(0.0)
+            self.right[i] = FADE * self.right[i] + (i in right)
+            self.tried[i] = FADE * self.tried[i] + 1
+
     def best(self, most: int, forward: Costs, draft: float, account: float) -> int:
         """The depth that pays best, 0 ... most; now and then 1 where none does."""
-        plain, expected, chain, p = forward(1), 1.0, 1.0, PRIOR
+        plain, expected, chain, p, top = forward(1), 1.0, 1.0, PRIOR, 1.0
         best, rate, known = 0, WORTH / plain, len(self.tried)
         for k in range(1, most + 1):
             right, tried = (self.right[k - 1], self.tried[k - 1]) if k <= known else (0.0, 0.0)
-            p = (right + WEIGHT * p) / (tried + WEIGHT)
-            chain *= p
+            if self.tree:
+                chain = (right + WEIGHT * PRIOR * top) / (tried + WEIGHT)
+                top = max(top, chain) if k > 1 else chain
+            else:
+                p = (right + WEIGHT * p) / (tried + WEIGHT)
+                chain *= p
             expected += chain
             cost = k * draft + forward(k + 1)
             if cost - plain > account * plain or chain < 0.01:
@@ -143,16 +160,21 @@ class Depth:
         forward: float,
         asked: int = 0,
         draft: float = 0.0,
+        tree: Collection[int] | None = None,
     ) -> None:
         """A round is over: of `drafted` guesses `accepted` were right and, if `missed`, the next one was wrong;
-        checking cost `forward` seconds, and `asked` guesses cost `draft` seconds before they were cut."""
+        checking cost `forward` seconds, and `asked` guesses cost `draft` seconds before they were cut. `tree`: the
+        ranks of the right ones, where the guesses were one."""
         self.forward.note(drafted + 1, forward)
         if draft:
             each = draft / max(asked, 1)
             self.draft = each if self.draft is None else self.draft + 0.1 * (min(each, 4 * self.draft) - self.draft)
         if drafted:
-            self._all.note(accepted, missed)
-            self._grades.setdefault(grade, _Record()).note(accepted, missed)
+            for record in (self._all, self._grades.setdefault(grade, _Record())):
+                if tree is None:
+                    record.note(accepted, missed)
+                else:
+                    record.note_tree(drafted, tree)
         won = 0.0
         if self.forward:
             plain = self.forward(1)

@@ -44,17 +44,34 @@ class Proposal:
     """Guesses for the tokens that come next, in order. `probs` fp32 [n, V] are the distributions that they were drawn
     from with the context's sampler (whether a guess is given may then depend on those before it, not on itself); None
     where no chance was involved. `grade` says how sure the draft is, as a small number of its own meaning: acceptance
-    is counted for each grade."""
+    is counted for each grade.
+
+    A tree has `parents`: guess i follows guess parents[i] < i, or what is chosen (-1). Likely guesses come first, none
+    of them was drawn, none ends the answer, and those with the same parent differ. None: each follows the one before.
+    """
 
     tokens: Sequence[int] = ()
     probs: Tensor | None = None
     grade: int = 0
+    parents: Sequence[int] | None = None
 
     def cut(self, n: int) -> Proposal:
         """The first n guesses."""
         if n >= len(self.tokens):
             return self
-        return Proposal(self.tokens[:n], None if self.probs is None else self.probs[:n], self.grade)
+        probs = None if self.probs is None else self.probs[:n]
+        return Proposal(self.tokens[:n], probs, self.grade, None if self.parents is None else self.parents[:n])
+
+    @property
+    def chain(self) -> Proposal:
+        """The likeliest path of a tree, as a chain."""
+        if self.parents is None:
+            return self
+        path: list[int] = []
+        for guess, parent in enumerate(self.parents):
+            if parent == (path[-1] if path else -1):
+                path.append(guess)
+        return Proposal([self.tokens[guess] for guess in path], None, self.grade)
 
 
 class Draft(Protocol):

@@ -50,7 +50,10 @@ class Engine:
 
     def explain(self) -> dict[str, Any]:
         """What is on: architecture, state, dtype, device, draft, kernels."""
-        return {**self.model.explain(), "draft": "none" if self.draft is None else self.draft.name}
+        treeless = ", ".join(sorted(self.model.decoder.treeless))
+        trees = f"the likeliest path is checked: no form for trees in {treeless}" if treeless else "checked whole"
+        draft = {"draft": "none" if self.draft is None else self.draft.name, "draft_trees": trees}
+        return {**self.model.explain(), **draft}
 
     def _draft(self, name: str | None) -> Draft | None:
         return self.draft if name is None else None if name == "none" else drafting(name, self.model)
@@ -68,7 +71,8 @@ def load(
 ) -> Engine:
     """An engine on a bundled model ("pebble"), a checkpoint folder or a hub name. `plugins`: folders by the names that
     sessions use. `draft` lets one forward give several tokens, which stay the model's own: "ngram" (look-up in what
-    was said), or the name of a smaller model with the same vocabulary. Other arguments and errors: as `load_model`."""
+    was said), "mtp" (the checkpoint's own head for it), "head" (one that was trained for the model), or the name of a
+    smaller model with the same vocabulary. Other arguments and errors: as `load_model`."""
     model = load_model(name, dtype=dtype, quant=quant, state_dtype=state_dtype, offline=offline)
     engine = Engine(model, None if draft in (None, "none") else drafting(draft, model, offline=offline))
     for plugin, path in (plugins or {}).items():

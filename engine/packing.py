@@ -14,8 +14,9 @@ from fluvial.adapters.pth import opened
 from fluvial.adapters.recipes import recipe
 from fluvial.engine.loading import filled_modules, read_shapes
 from fluvial.engine.resolve import SMALL_FILES, resolve
+from fluvial.models import ahead
 
-COPIED = (*SMALL_FILES, "LICENSE*")
+COPIED = (*SMALL_FILES, "LICENSE*", ahead.FILE)
 INDEX = "*.safetensors.index.json"
 
 

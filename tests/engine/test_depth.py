@@ -118,3 +118,31 @@ def test_costs_between_and_beyond_what_was_measured() -> None:
     for _ in range(60):
         costs.note(5, 5.0)
     assert costs(5) == pytest.approx(5.0, rel=0.01)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.05, 0.3, 1.0])
+@pytest.mark.parametrize("first", [0.1, 0.3, 0.6, 0.9])
+def test_trees_are_as_large_as_pays(first: float, slope: float) -> None:
+    """Guess 0 is right with chance `first`, guess 1 (its sibling) where it is not with 0.6, guess 2 and on never."""
+    draw, depth, cost, said = random.Random(2), Depth(), 0.0, 0
+    second = 0.6 * (1 - first)
+    while said < TOKENS:
+        asked = depth.plan(TOKENS - said - 1)
+        k = depth.cut(asked, 0)
+        right = [0] if draw.random() < first else [1] if draw.random() < 0.6 else []
+        right = [rank for rank in right if rank < k]
+        forward = 1 + slope * k
+        missed, drafting = k > 0 and not right, 0.001 * asked
+        depth.learn(
+            drafted=k,
+            accepted=len(right),
+            missed=missed,
+            grade=0,
+            forward=forward,
+            asked=asked,
+            draft=drafting,
+            tree=right,
+        )
+        cost, said = cost + forward + drafting, said + len(right) + 1
+    best = max(1.0, (1 + first) / (1 + slope), (1 + first + second) / (1 + 2 * slope))
+    assert TOKENS / cost >= max(0.98, 0.85 * best)
