@@ -69,11 +69,15 @@ class ModelDraft:
 
 
 def start(model: Model, name: str, *, offline: bool = False) -> ModelDraft:
-    """Loads the small model. Errors: those of `load_model`; UnsupportedError where its words are others."""
-    small = load_model(name, offline=offline)
+    """Loads the small model. Errors: those of `load_model`; UnsupportedError where its tokens are others."""
+    return between(model, load_model(name, offline=offline))
+
+
+def between(model: Model, small: Model) -> ModelDraft:
+    """A loaded one as the draft. Errors: UnsupportedError where its tokens are others."""
     if (difference := _difference(model.tokenizer, small.tokenizer)) is not None:
         raise UnsupportedError(
-            f"{name} cannot draft for {model.name}.",
+            f"{small.name} cannot draft for {model.name}.",
             f"Its tokens are others: {difference}.",
             "Take a smaller model of the same family, or the draft 'ngram'.",
         )

@@ -50,6 +50,17 @@ def test_the_options_of_an_answer_arrive(fluvial, tiny, monkeypatch):
     assert asked.items() >= (expected | {"stop": ["a", "b"], "max_tokens": 9, "question": "hello"}).items()
 
 
+def test_a_draft_changes_the_figures_and_not_the_answer(fluvial, tiny):
+    command = ("run", tiny, "a b a b", "-n", 40, "--stats", "--draft")
+    plain, drafted = (fluvial(*command, name) for name in ("none", "ngram"))
+    assert plain.stdout == drafted.stdout and plain.exit_code == drafted.exit_code == 0
+    assert "guesses right" in drafted.stderr and "draft" not in plain.stderr
+    shown = json.loads(fluvial("run", tiny, "a b a b", "-n", 40, "--draft", "ngram", "--json").stdout)
+    assert shown["usage"]["forwards"] + shown["usage"]["accepted_tokens"] == 40
+    wrong = fluvial("run", tiny, "hello", "--draft", "nothing")
+    assert wrong.exit_code == 3 and "ngram" in wrong.stderr
+
+
 def test_system_dtype_and_stats(fluvial, tiny):
     result = fluvial("run", tiny, "hello", "-s", "Be brief.", "--dtype", "bf16", "-n", 4, "--stats")
     assert result.exit_code == 0 and "out: 4 tokens" in result.stderr and "state" in result.stderr

@@ -88,6 +88,10 @@ class Options:
         list[str] | None,
         _talk("--plugin", metavar="PATH[=WEIGHT]", help="A LoRA (PEFT) or state plugin; several are blended."),
     ] = None
+    draft: Annotated[
+        str | None,
+        _talk("--draft", metavar="NAME", help="Guess ahead, for speed: ngram, or a smaller model of the same family."),
+    ] = None
     dtype: Annotated[
         str | None, _talk("--dtype", metavar="NAME", help="Compute in fp32 (the default), bf16, fp16 or fp64.")
     ] = None

@@ -31,6 +31,7 @@ def load_engine(name: str, options: Options) -> Engine:
             dtype=options.dtype,
             quant=options.quant,
             state_dtype=options.state_dtype,
+            draft=options.draft,
             offline=options.offline,
         )
 
@@ -93,12 +94,16 @@ def stream_answer(session: Session, question: str, options: Options, out: Callab
 
 
 def figures(usage: Usage) -> str:
-    """One line: tokens and speed in and out, memory."""
+    """One line: tokens and speed in and out, what a draft gave, memory."""
     media = f" ({usage.media_tokens:,} of media)" if usage.media_tokens else ""
+    draft = ""
+    if usage.drafted_tokens:
+        right = f"{usage.accepted_tokens:,} of {usage.drafted_tokens:,} guesses right"
+        draft = f" · draft: {right}, {usage.forwards:,} forwards"
     memory = f"state {size(usage.state_bytes)}" if usage.state_bytes else ""
     tape = f"tape {size(usage.tape_bytes)}" if usage.tape_bytes else ""
     return visible(
         f"in: {usage.prompt_tokens:,} tokens{media}, {usage.prompt_seconds:.2f} s, {usage.prompt_rate:,.0f}/s"
         f" · out: {usage.completion_tokens:,} tokens, {usage.completion_seconds:.2f} s, {usage.completion_rate:,.0f}/s"
-        f" · memory: {usage.position:,} tokens in {' + '.join(filter(None, (memory, tape))) or '0 bytes'}"
+        f"{draft} · memory: {usage.position:,} tokens in {' + '.join(filter(None, (memory, tape))) or '0 bytes'}"
     )
