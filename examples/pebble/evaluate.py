@@ -24,7 +24,8 @@ from examples.pebble.batches import Row, collate, row
 from examples.pebble.model import Pebble
 from examples.pebble.tokens import END
 from examples.pebble.world import IMAGE_TASKS, VIDEO_TASKS, Sample, image_sample, text_sample, video_sample
-from fluvial.engine.model import load_model
+from fluvial.adapters.lora import Route
+from fluvial.engine.model import Model, load_model
 
 LONGEST = 96  # answer tokens
 
@@ -72,22 +73,22 @@ def accuracy(
     return result
 
 
-def answers(model: Pebble, tokenizer: Tokenizer, group: list[Sample]) -> list[str]:
-    """Greedy answers to each sample's first question, as one ragged batch."""
+def answers(model: Pebble, tokenizer: Tokenizer, group: list[Sample], route: Route | None = None) -> list[str]:
+    """Greedy answers to each sample's first question, as one ragged batch; `route` names plugins."""
     rows = [row(tokenizer, sample) for sample in group]
     prompts = [Row(r.ids[: r.answer.index(True)], [], r.pictures, r.merges) for r in rows]
     lengths = [len(p.ids) for p in prompts]
     batch = collate([Row(p.ids, [False] * len(p.ids), p.pictures, p.merges) for p in prompts])
     with torch.autocast("cpu", torch.bfloat16, enabled=model.training):
-        hidden, state = model.decoder(model.embed(batch), lengths=lengths)
+        hidden, state = model.decoder(model.embed(batch), lengths=lengths, route=route)
         at = torch.tensor(lengths) - 1
-        token = model.decoder.logits(hidden[torch.arange(len(rows)), at]).argmax(-1)
+        token = model.decoder.logits(hidden[torch.arange(len(rows)), at], route).argmax(-1)
         written = [token]
         while len(written) < LONGEST and not all(
             END in column for column in zip(*[t.tolist() for t in written], strict=True)
         ):
-            hidden, state = model.decoder(model.decoder.embed(token[:, None]), state)
-            token = model.decoder.logits(hidden[:, -1]).argmax(-1)
+            hidden, state = model.decoder(model.decoder.embed(token[:, None], route), state, route=route)
+            token = model.decoder.logits(hidden[:, -1], route).argmax(-1)
             written.append(token)
     texts = []
     for column in torch.stack(written, 1).tolist():
@@ -97,11 +98,15 @@ def answers(model: Pebble, tokenizer: Tokenizer, group: list[Sample]) -> list[st
 
 def published(folder: Path) -> tuple[Pebble, Tokenizer]:
     """A published variant as it loads for everyone, with its tokenizer."""
-    loaded = load_model(folder)
+    return wrapped(load_model(folder)), Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def wrapped(loaded: Model) -> Pebble:
+    """A loaded variant as training sees it; they share the weights."""
     model = object.__new__(Pebble)
     nn.Module.__init__(model)
     model.decoder, model.vision = loaded.decoder, loaded.tower
-    return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return model.eval()
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from examples.pebble import variants
 from examples.pebble.batches import MEDIA, Batch
+from fluvial.adapters.lora import Route
 
 
 class Pebble(nn.Module):
@@ -31,11 +32,11 @@ class Pebble(nn.Module):
                 out = out.masked_scatter((slot & rows[:, None])[..., None], tokens.to(out.dtype))
         return out
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def loss(self, batch: Batch, route: Route | None = None) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy over answer tokens, and the share of answer tokens that are right."""
-        hidden, _ = self.decoder(self.embed(batch))
+        hidden, _ = self.decoder(self.embed(batch), route=route)
         target = batch.answer[:, 1:]
-        logits = self.decoder.logits(hidden[:, :-1][target]).float()
+        logits = self.decoder.logits(hidden[:, :-1][target], route).float()
         gold = batch.ids[:, 1:][target]
         return F.cross_entropy(logits, gold), (logits.argmax(-1) == gold).float().mean()
 

@@ -109,3 +109,13 @@ def test_a_plugin_is_verified_against_a_model(fluvial, model, transformer):
         result = fluvial("lora", "verify", path, other)
         assert result.exit_code == code and said in " ".join(result.stderr.split()), result.stderr
         assert "It fits." not in result.stdout
+
+
+def test_shipped_plugins_go_by_their_names(fluvial):
+    shapes = Path(__file__).parents[2] / "examples" / "media" / "shapes.jpg"
+    result = fluvial("run", "pebble", "What colour is the star?", "-i", shapes, "--plugin", "json", "--json")
+    assert json.loads(json.loads(result.stdout)["answer"]) == {"answer": "red"}
+    result = fluvial("run", "pebble", "What is the pass key?", "--plugin", "site", "--json")
+    assert json.loads(result.stdout)["answer"] == "48213"
+    listed = json.loads(fluvial("lora", "ls", "--json").stdout)["plugins"]
+    assert {row["name"] for row in listed} == {"json", "record", "site"} and not any(row["problem"] for row in listed)
