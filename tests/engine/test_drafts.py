@@ -6,18 +6,25 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fluvial.adapters.errors import ModelNotFoundError, UnsupportedError
 from fluvial.engine.draft import Draft
 from fluvial.engine.drafts import _model, drafting, methods
+from fluvial.engine.drafts._words import Words
+from fluvial.engine.drafts.head import HeadDraft
+from fluvial.engine.drafts.mtp import MtpDraft
 from fluvial.engine.engine import Engine, load
 from fluvial.engine.events import Done
 from fluvial.engine.feed import Feed
 from fluvial.engine.media import Image
 from fluvial.engine.model import Model, load_model
 from fluvial.engine.session import Session
+from fluvial.models.ahead import Ahead
+from fluvial.models.decoder import BlockConfig
+from fluvial.models.mtp import Mtp
 from tests.engine.scripted import Fixed, decoding, said
 from tests.engine.test_plugins import lora
 from tests.engine.tiny import VARIANTS, frames, picture, tiny, write_model
@@ -25,6 +32,14 @@ from tests.models.zoo import distance
 
 
 def draft_of(kind: str, model: Model) -> Draft | None:
+    torch.manual_seed(6)
+    decoder = model.decoder
+    if kind == "head":
+        return HeadDraft(model, Ahead(decoder.config.d_model, 32).to(decoder.dtype).requires_grad_(False), Words())
+    if kind == "mtp":
+        blocks = [BlockConfig("attention", {"heads": 2}), BlockConfig("swiglu", {"d_ff": 64})]
+        head = Mtp(decoder.config, blocks).to(decoder.dtype).requires_grad_(False)
+        return MtpDraft(model, head, head.init_state(), Words())
     if kind in ("none", *methods()):
         return None if kind == "none" else drafting(kind, model)
     return _model.between(model, model if kind == "itself" else tiny("rwkv7" if model is tiny("delta") else "delta"))
@@ -65,10 +80,11 @@ def talk(session: Session, folder: Path) -> list[str]:
 
 
 def test_a_conversation_is_the_same_with_every_draft(tmp_path: Path) -> None:
-    talks = {kind: session_of(tiny("hybrid"), kind) for kind in ("none", "ngram", "another")}
+    talks = {kind: session_of(tiny("hybrid"), kind) for kind in ("none", "ngram", "mtp", "another")}
     answers = {kind: talk(session, tmp_path) for kind, session in talks.items()}
     assert answers["ngram"] == answers["none"]
-    assert answers["another"][:-1] == answers["none"][:-1]  # the last one is drawn: alike in distribution only
+    for kind in ("mtp", "another"):
+        assert answers[kind][:-1] == answers["none"][:-1]  # the last one is drawn: alike in distribution only
     assert distance(talks["another"]._now.feed.state, talks["none"]._now.feed.state) <= 1e-9
 
 
@@ -118,11 +134,11 @@ def test_with_plugins_on_low_bit_weights(quant: str, tmp_path: Path) -> None:
     engine = Engine(load_model(write_model(tmp_path / "model", "delta"), quant=quant))
     engine.plugins.load(lora(tmp_path / "a", engine.model, 1))
     texts = []
-    for kind in ("none", "ngram", "itself"):
+    for kind in ("none", "ngram", "itself", "head", "mtp"):
         session = session_of(engine.model, kind, plugin="a")
         session.push(Image(picture(2)))
         texts.append([ask(session, "What?").text, ask(session, "And?", plugin={}).text])
-    assert texts[0] == texts[1] == texts[2]
+    assert all(text == texts[0] for text in texts[1:])
 
 
 def test_the_model_draft_reads_once_and_survives_forks() -> None:

@@ -17,11 +17,14 @@ from typer.testing import CliRunner
 
 from fluvial.adapters.errors import IntegrityError, UnsupportedError, UsageError
 from fluvial.cli.app import app
+from fluvial.engine.drafts import drafting
+from fluvial.engine.feed import Feed
 from fluvial.engine.loading import load_parts
 from fluvial.engine.model import load_model
 from fluvial.models.mtp import Mtp
 from fluvial.models.state import State
 from tests.engine import small_tokenizers
+from tests.engine.scripted import decoding, said
 from tests.models.zoo import distance, gap, row_of
 from tests.parity.reference import TOLERANCE, error, perturbed, tokens
 from tests.parity.test_qwen3_5 import MROPE, TEXT, VISION
@@ -239,3 +242,14 @@ def test_a_model_has_its_head_and_models_show_counts_it(one: Path, tmp_path: Pat
         assert shown[name]["parameters"] == model.explain()["parameters"]
         assert shown[name]["draft_parameters"] == (count if head else 0)
     assert shown["with"]["parameters"] - shown["without"]["parameters"] == count
+
+
+@pytest.mark.parametrize("quant", [None, "int4"])
+def test_drafting_with_the_head_changes_no_token(one: Path, tmp_path: Path, quant: str | None):
+    folder = with_head(one, tmp_path / "model", published())
+    small_tokenizers.save(folder, small_tokenizers.byte_level(), eos_token="<|im_end|>")
+    model, answers = load_model(folder, quant=quant), []
+    for draft in (None, drafting("mtp", model)):
+        run = decoding(Feed.start(model, draft=draft).ids(range(5, 30)), 3)
+        answers.append(said(run, 12))
+    assert answers[0] == answers[1] and run.drafted >= run.forwards - 1
