@@ -78,5 +78,7 @@ class Answer:
             forwards=self._decoding.forwards,
             drafted_tokens=self._decoding.drafted,
             accepted_tokens=self._decoding.accepted,
+            cached_tokens=self.prompt.new_cached_tokens,
+            cache_misses=self.prompt.new_misses,
         )
         return Done(self.text, self.reason, usage)

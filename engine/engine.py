@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fluvial.engine.cache.cache import StateCache
+from fluvial.engine.cache.config import Cache
 from fluvial.engine.draft import Draft
 from fluvial.engine.drafts import drafting
 from fluvial.engine.live import LiveSession
@@ -15,6 +17,7 @@ from fluvial.engine.live_async import AsyncSession
 from fluvial.engine.model import Model, load_model
 from fluvial.engine.plugins import Choice, Plugins
 from fluvial.engine.session import Session
+from fluvial.engine.template import Message
 
 
 class Engine:
@@ -28,11 +31,28 @@ class Engine:
         """The plugins of the model: load, verify, unload, list."""
         return self.model.plugins
 
-    def session(self, *, system: str | None = None, plugin: Choice = None, draft: str | None = None) -> Session:
+    @property
+    def cache(self) -> StateCache | None:
+        """What sessions share, if it is on: `inspect()` says what it holds and how it did."""
+        return self.model.cache
+
+    def session(
+        self,
+        *,
+        system: str | None = None,
+        plugin: Choice = None,
+        draft: str | None = None,
+        tenant: str = "",
+        messages: Sequence[Message] = (),
+    ) -> Session:
         """A new conversation; `system` is the system prompt. `plugin`: the name of a loaded one, or a blend of several
         with their weights, {"a": 0.7, "b": 0.3}. `draft`: another than the engine's, as `load` takes it; "none" is
-        none."""
-        return Session(self.model, system=system, plugin=plugin, draft=self._draft(draft))
+        none. Sessions of different tenants share nothing in the cache.
+
+        `messages`: what was said before, up to an answer, for callers that keep no session. Media stand in them as
+        {"type": "image", "image": fluvial.Image(...)}."""
+        asked = self._draft(draft)
+        return Session(self.model, system=system, plugin=plugin, draft=asked, tenant=tenant, messages=messages)
 
     def live(self, *, system: str | None = None, plugin: Choice = None, **options: Any) -> LiveSession:
         """A session for live input, for hours: frames and texts from any thread, answers while they come in. `options`
@@ -67,13 +87,16 @@ def load(
     state_dtype: str = "fp32",
     plugins: Mapping[str, str | Path] | None = None,
     draft: str | None = None,
+    cache: Cache | None = None,
     offline: bool = False,
 ) -> Engine:
     """An engine on a bundled model ("pebble"), a checkpoint folder or a hub name. `plugins`: folders by the names that
     sessions use. `draft` lets one forward give several tokens, which stay the model's own: "ngram" (look-up in what
     was said), "mtp" (the checkpoint's own head for it), "head" (one that was trained for the model), or the name of a
-    smaller model with the same vocabulary. Other arguments and errors: as `load_model`."""
+    smaller model with the same vocabulary. `cache`: what sessions have in common is read once. Other arguments and
+    errors: as `load_model`."""
     model = load_model(name, dtype=dtype, quant=quant, state_dtype=state_dtype, offline=offline)
+    model.cache = None if cache is None else StateCache(cache, model)
     engine = Engine(model, None if draft in (None, "none") else drafting(draft, model, offline=offline))
     for plugin, path in (plugins or {}).items():
         engine.plugins.load(path, plugin)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Usage:
     """Figures of one answer. Seconds are wall time; rates are tokens per second; bytes are what the session holds.
-    `forwards` of the model gave the tokens; `accepted_tokens` of them were guessed, in `drafted_tokens` guesses."""
+    `forwards` of the model gave the tokens; `accepted_tokens` of them were guessed, in `drafted_tokens` guesses.
+    `cached_tokens` of the prompt came from the cache; `cache_misses`: why others did not, () without a cache."""
 
     prompt_tokens: int
     media_tokens: int
@@ -21,10 +22,13 @@ class Usage:
     forwards: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    cached_tokens: int = 0
+    cache_misses: tuple[str, ...] = ()
 
     @property
     def prompt_rate(self) -> float:
-        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
+        """Of those that were read now."""
+        return (self.prompt_tokens - self.cached_tokens) / self.prompt_seconds if self.prompt_seconds else 0.0
 
     @property
     def completion_rate(self) -> float:

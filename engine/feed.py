@@ -14,6 +14,8 @@ from torch import Tensor
 
 from fluvial.adapters.errors import UnsupportedError
 from fluvial.encoders.layout import Layout
+from fluvial.engine.cache.chain import Chain
+from fluvial.engine.cache.key import plugins_key
 from fluvial.engine.draft import Draft, Seen
 from fluvial.engine.model import Model
 from fluvial.engine.plugins import Blend
@@ -32,18 +34,21 @@ class Feed:
     logits: Tensor | None = None
     route: Blend | None = None
     draft: Draft | None = None
+    tenant: str = ""
+    chain: Chain | None = None  # what it has read, for the cache; None at the start and where nobody knows
 
     @classmethod
-    def start(cls, model: Model, route: Blend | None = None, draft: Draft | None = None) -> Feed:
-        return cls(model, model.decoder.init_state(route=route), None, route, draft)
+    def start(cls, model: Model, route: Blend | None = None, draft: Draft | None = None, tenant: str = "") -> Feed:
+        """Before the first token. Feeds of different tenants share nothing in the cache."""
+        return cls(model, model.decoder.init_state(route=route), None, route, draft, tenant)
 
     def under(self, route: Blend | None) -> Feed:
         """The same feed, going on with another route. Raises `UnsupportedError` where it would have begun otherwise."""
+        if self.position == 0:
+            return Feed.start(self.model, route, self.draft, self.tenant)
         starts = self.model.plugins.starts
         if starts(route) == starts(self.route):
             return replace(self, route=route)
-        if self.position == 0:
-            return Feed.start(self.model, route, self.draft)
         raise UnsupportedError(
             "A state plugin says how a session begins.",
             f"This one has read {self.position} tokens.",
@@ -60,7 +65,18 @@ class Feed:
         if not ids:
             return self
         table = torch.tensor([ids], device=self.model.decoder.device)
-        return self._after(self.model.decoder.embed(table, self.route)[0], None, ids)
+        return self.behind(self._after(self.model.decoder.embed(table, self.route)[0], None, ids), ids)
+
+    def apart(self) -> Feed:
+        """The same without account of what it reads from here on; `behind` takes it up again."""
+        return replace(self, chain=None)
+
+    def behind(self, feed: Feed, symbols: Sequence[int | str]) -> Feed:
+        """`feed`, which went on from here with `symbols`: ids, or what a medium is called."""
+        if self.chain is None or self.chain.given_up:
+            return feed if feed.chain is None else feed.apart()
+        chain = self.chain.read(symbols, plugins_key(self.route), feed.position, feed.state.shift)
+        return replace(feed, chain=chain)
 
     def step(self, x: Tensor, layout: Layout) -> Feed:
         """After one step of a medium: its embeddings x [T, D] and the words around them."""
@@ -87,4 +103,4 @@ class Feed:
                 part = None if ids is None else ids[i * CHUNK : (i + 1) * CHUNK]
                 draft = draft.observe(Seen(part, chunk[0], hidden[0], place, self.route))
         logits = decoder.logits(hidden[0, -1], self.route).float()
-        return replace(self, state=state, logits=logits, draft=draft)
+        return replace(self, state=state, logits=logits, draft=draft, chain=None)

@@ -10,9 +10,9 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -25,6 +25,9 @@ from fluvial.encoders.report import Report
 from fluvial.encoders.sampling import at_times, check
 from fluvial.encoders.video import open_video, sample
 from fluvial.engine.model import Model
+
+if TYPE_CHECKING:
+    from fluvial.engine.cache.media import Look
 
 STEPS_AT_ONCE = 8  # video steps that are encoded together
 
@@ -49,36 +52,75 @@ class Video:
 
 
 Medium = Image | Video | Frame
+Step = tuple[Tensor, Layout]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a medium after its last step: the plain text before and behind it, a digest of what the model
+    saw, how many pictures, how many `tokens` of embeddings, and a warning if it is damaged."""
+
+    lead: str
+    after: str
+    digest: str
+    frames: int
+    tokens: int
+    warning: str
 
 
 class Encoding:
-    """One medium as steps of embeddings [tokens, D], made while they are read.
+    """One medium as steps of embeddings [tokens, D], made while they are read, or as the cache has them (`seen`).
 
-    `kind` is "image" or "video". After the last step, `digest` identifies what the model saw, `frames` counts the
-    pictures and `report` tells how reading a video went.
+    `kind` is "image" or "video"; `live` frames stand for themselves. `frames` and `tokens` count what was given out;
+    after the last step, `digest` identifies what the model saw.
     """
 
-    def __init__(self, model: Model, medium: Medium | list[Frame], route: Route | None = None) -> None:
+    def __init__(
+        self, model: Model, medium: Medium | list[Frame], route: Route | None = None, seen: Look | None = None
+    ) -> None:
         self.kind = "image" if isinstance(medium, Image) else "video"
-        self.frames, self._hash = 0, hashlib.sha256(self.kind.encode())
-        self.report: Report | None = None
+        self.live = not isinstance(medium, Image | Video)
+        self.frames = self.tokens = 0
+        self._hash = hashlib.sha256(self.kind.encode())
+        self._report: Report | None = None
         self._viewing: Viewing | None = None
-        self._model, self._medium, self._route = model, medium, route
-        if isinstance(medium, Image):  # unreadable files fail here, before anything is fed
+        self._first: Step | None = None
+        self._model, self._medium, self._route, self._seen = model, medium, route, seen
+        self._facts = seen.facts if seen is not None else None
+        self._stream = self._opened() if self._facts is None else iter(())
+
+    def _opened(self) -> Iterator[Step]:
+        """The steps; unreadable files fail here, before anything is fed."""
+        medium = self._medium
+        if isinstance(medium, Image):
             self._image = read_image(medium.source, max_pixels=medium.max_pixels)
         elif isinstance(medium, Video):
             fps, count, most = None if medium.frames else medium.fps, medium.frames, medium.max_frames
             check(fps, most, count)
             self._reader = open_video(medium.source)
-            if model.tower is not None:
+            if self._model.tower is not None:
                 with contextlib.ExitStack() as undo:
                     undo.callback(self._reader.close)
-                    self._viewing = model.tower.viewing(self._reader, fps=fps, count=count, most=most)
+                    self._viewing = self._model.tower.viewing(self._reader, fps=fps, count=count, most=most)
                     undo.pop_all()
+        return self._read()
+
+    @property
+    def symbol(self) -> str:
+        """What it is called in a chain of what was read."""
+        return f"medium {self._seen.key}" if self._seen is not None else ""
 
     @property
     def digest(self) -> str:
-        return self._hash.hexdigest()
+        return self._hash.hexdigest() if self._facts is None else self._facts.digest
+
+    @property
+    def warning(self) -> str:
+        """What is to say of a damaged video."""
+        if self._facts is not None:
+            return self._facts.warning
+        damaged = self._report is not None and (self._report.truncated or self._report.broken)
+        return self._report.message() if self._report is not None and damaged else ""
 
     @property
     def part(self) -> dict[str, str]:
@@ -87,24 +129,56 @@ class Encoding:
         return {"type": self.kind if self.kind in media or "image" not in media else "image"}
 
     @property
+    def lead(self) -> str:
+        """Plain text before the first step, to be encoded as one with what comes before; encodes the first steps."""
+        if self._facts is not None:
+            return self._facts.lead
+        if self._first is None:
+            self._first = next(self._stream, None)
+        return (self._viewing.before if self._viewing else "") + (self._first[1].lead if self._first else "")
+
+    @property
     def after(self) -> str:
         """Plain text behind the last step, to be encoded as one with what follows."""
+        if self._facts is not None:
+            return self._facts.after
         return self._viewing.after if self._viewing else ""
 
-    def steps(self) -> Iterator[tuple[Tensor, Layout]]:
-        """Embeddings [tokens, D] and how they enter the stream, one pair per image or video step, in order."""
-        lead = self._viewing.before if self._viewing else ""
-        for step, layout in self._read():
-            yield step, replace(layout, lead=lead + layout.lead)
-            lead = ""
+    def skip(self) -> None:
+        """The medium was read before, and a state behind it is at hand."""
+        assert self._facts is not None
+        self.frames, self.tokens = self._facts.frames, self._facts.tokens
 
-    def _read(self) -> Iterator[tuple[Tensor, Layout]]:
+    def steps(self) -> Iterator[Step]:
+        """Embeddings [tokens, D] and how they enter the stream behind `lead`, one pair per image or video step."""
+        seen, facts = self._seen, self._facts
+        if seen is not None and facts is not None and seen.steps is not None:
+            self.skip()
+            yield from seen.steps
+            return
+        if facts is not None:
+            self._facts, self._stream = None, self._opened()
+        lead = self.lead
+        first = [] if self._first is None else [(self._first[0], replace(self._first[1], lead=""))]
+        try:
+            for x, layout in chain(first, self._stream):
+                self.tokens += len(x)
+                if seen is not None:
+                    seen.add((x, layout))
+                yield x, layout
+            if seen is not None:
+                seen.finish(Facts(lead, self.after, self.digest, self.frames, self.tokens, self.warning))
+        finally:
+            if seen is not None:
+                seen.drop()
+
+    def _read(self) -> Iterator[Step]:
         if isinstance(self._medium, Image):
             yield from self._encoded([self._image])
         elif isinstance(self._medium, Video):
             with self._reader as reader:
                 yield from self._batches(self._sampled(self._medium))
-                self.report = reader.report
+                self._report = reader.report
         else:
             frames = self._medium if isinstance(self._medium, list) else [self._medium]
             yield from self._batches(frames)
@@ -115,13 +189,13 @@ class Encoding:
         fps = None if video.frames else video.fps or self._model.processor.fps
         return sample(self._reader, fps=fps, count=video.frames, max_frames=video.max_frames)
 
-    def _batches(self, frames: Iterable[Frame]) -> Iterator[tuple[Tensor, Layout]]:
+    def _batches(self, frames: Iterable[Frame]) -> Iterator[Step]:
         stream, per_step = iter(frames), self._model.tower.frames_per_step if self._model.tower else 1
         while batch := list(islice(stream, STEPS_AT_ONCE * per_step)):
             for _, alike in groupby(batch, key=lambda frame: frame.rgb.shape):  # a stream may change its size
                 yield from self._encoded(list(alike))
 
-    def _encoded(self, frames: list[Frame]) -> Iterator[tuple[Tensor, Layout]]:
+    def _encoded(self, frames: list[Frame]) -> Iterator[Step]:
         for frame in frames:
             self._hash.update(repr((frame.rgb.shape, round(frame.t, 6))).encode())
             self._hash.update(frame.rgb.tobytes())

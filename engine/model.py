@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,6 +30,9 @@ from fluvial.models.decoder import Decoder
 from fluvial.models.mtp import Mtp
 from fluvial.models.state import State
 from fluvial.models.tape import Tape
+
+if TYPE_CHECKING:
+    from fluvial.engine.cache.cache import StateCache
 
 __all__ = ["Model", "Processor", "bundled", "load_model", "resolve"]
 
@@ -67,6 +70,7 @@ class Model:
         self.generation, self.draft_head, self.recipe = generation, draft_head, recipe
         self.plugins = Plugins(name, config, decoder, tower)
         self.route: Route | None = None  # what a call takes where it names none
+        self.cache: StateCache | None = None  # what sessions share
         self._fingerprint = ""
 
     @torch.no_grad()
@@ -130,6 +134,7 @@ class Model:
             "draft_head": "none" if self.draft_head is None else "mtp",
             "media": [] if self.tower is None else list(self.tower.reads),
             "plugins": [info.name for info in self.plugins.list()],
+            "cache": "off" if self.cache is None else self.cache.explain(),
             "kernels": ops.explain(self.decoder.device.type),
         }
 

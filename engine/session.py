@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,27 +25,43 @@ from fluvial.engine.feed import Feed
 from fluvial.engine.media import Encoding, Medium, medium_of
 from fluvial.engine.model import Model
 from fluvial.engine.plugins import Blend, Choice
+from fluvial.engine.reading import Progress, opened, pieces_of, read
 from fluvial.engine.sampling import Sampler, SamplingParams
 from fluvial.engine.snapshot import RECENT, Repeat, Snapshot, add_digest
-from fluvial.engine.template import Media, Part, Rewritten, Text, before_media, encode_parts, merged
+from fluvial.engine.template import Media, Message, Part, Rewritten, Text
 from fluvial.engine.text_stream import TextStream
-from fluvial.engine.turns import SENTINEL, as_history, before_sentinel
-
-Progress = Callable[[int], None]  # called with the number of pictures seen so far
+from fluvial.engine.turns import SENTINEL, as_history, before_sentinel, so_far
 
 
 class Session:
     """A conversation with one model; not for several threads at once."""
 
     def __init__(
-        self, model: Model, *, system: str | None = None, plugin: Choice = None, draft: Draft | None = None
+        self,
+        model: Model,
+        *,
+        system: str | None = None,
+        plugin: Choice = None,
+        draft: Draft | None = None,
+        tenant: str = "",
+        messages: Sequence[Message] = (),
     ) -> None:
+        """`system` is the system prompt; `messages`: what was said before, with media in place: {"role": "user",
+        "content": [{"type": "image", "image": Image(...)}, {"type": "text", "text": ...}]}."""
         if model.template is None:
             raise UnsupportedError(f"{model.name} has no chat template.", hint="Use load_model and feed ids.")
         self.model, self._template, self._draft, self._depth = model, model.template, draft, Depth()
-        self._now = Snapshot(Feed.start(model, model.plugins.route(plugin), draft))
+        self._now = Snapshot(Feed.start(model, model.plugins.route(plugin), draft, tenant))
         if system:
             self._now = replace(self._now, messages=({"role": "system", "content": system},))
+        if messages:
+            self._read(messages)
+
+    def _read(self, messages: Sequence[Message]) -> None:
+        """Reads what was said before, as far as the next turn will show it."""
+        said, encodings = opened(messages, self._encoding)
+        self._now = replace(self._now, messages=(*self._now.messages, *said))
+        self._feed_parts(so_far(self._now, self._template), encodings)
 
     # --- what goes in -------------------------------------------------------------------------------------------
 
@@ -68,10 +83,9 @@ class Session:
             if isinstance(medium, Frame):
                 return self._push_frame(medium)
             self._settle()
-            encoding = Encoding(self.model, medium, self._now.feed.route)
+            encoding = self._encoding(medium)
             self._extend([encoding.part], [encoding], progress)
-            warning = encoding.report.message() if encoding.report and _damaged(encoding.report) else ""
-            return PushResult(self._now.new_tokens - before.new_tokens, encoding.frames, warning)
+            return PushResult(self._now.new_tokens - before.new_tokens, encoding.frames, encoding.warning)
         except BaseException:
             self._now = before
             raise
@@ -86,13 +100,18 @@ class Session:
     def _settle(self) -> None:
         """Feeds live frames that are still waiting for their step to fill."""
         if self._now.waiting:
-            now, encoding = self._now, Encoding(self.model, list(self._now.waiting), self._now.feed.route)
+            now, encoding = self._now, self._encoding(list(self._now.waiting))
             self._now = replace(now, waiting=())
             if now.repeat.known:
                 self._feed_parts(list(now.repeat.parts), [encoding], streamed=True)
             else:
                 parts = self._extend([encoding.part], [encoding])
                 self._now = replace(self._now, repeat=now.repeat.after(parts))
+
+    def _encoding(self, medium: Medium | list[Frame]) -> Encoding:
+        feed, cache = self._now.feed, self.model.cache
+        known = cache is not None and (feed.chain is not None or feed.position == 0)
+        return Encoding(self.model, medium, feed.route, cache.seen(feed, medium) if cache and known else None)
 
     def stream(self, text: str) -> PushResult:
         """Adds text to the user's turn as an event among live frames: at the same cost however long the turn is, and
@@ -131,7 +150,7 @@ class Session:
             raise UnsupportedError(
                 "This chat template rewrites earlier turns, which hold media that are gone.", found.why
             )
-        self._now = replace(now, feed=Feed.start(self.model, now.feed.route, self._draft), fed=())
+        self._now = replace(now, feed=Feed.start(self.model, now.feed.route, self._draft, now.feed.tenant), fed=())
         return found.parts
 
     def _feed_parts(
@@ -141,43 +160,28 @@ class Session:
         progress: Progress | None = None,
         *,
         streamed: bool = False,
+        cached: bool = True,
     ) -> None:
         """Feeds parts of a rendered conversation. What is `streamed` leaves no trace but in memory, so that a stream
         may go on for hours: the template never sees it again."""
-        began, now, queue = time.perf_counter(), self._now, list(media)
-        feed, recent, digests, start, media_tokens = now.feed, list(now.ids), list(now.media), now.feed.position, 0
-        tail = now.tail
-        for words, medium in before_media(parts):
-            steps = queue[0].steps() if medium is not None else iter(())
-            opened = [(step, layout) for step, layout in islice(steps, 1)]
-            words = merged([Text(tail), *words, *(Text(layout.lead) for _, layout in opened)])
-            for run in encode_parts(words, self.model.tokenizer, first=feed.position == 0):
-                assert isinstance(run, list)
-                feed = feed.ids(run)
-                recent += run
-            tail = ""
-            if medium is None:
-                continue
-            encoding, seen = queue.pop(0), 0
-            marker = self.model.tokenizer.id(medium.text) if self.model.processor.keep_token else None
-            for step, layout in chain(((step, replace(layout, lead="")) for step, layout in opened), steps):
-                feed = feed.ids([] if marker is None else [marker]).step(step, layout)
-                media_tokens += len(step)
-                if progress is not None and encoding.frames != seen:
-                    seen = encoding.frames
-                    progress(seen)
+        began, now, digests = time.perf_counter(), self._now, list(self._now.media)
+        pieces, tail = pieces_of(parts, media, now.tail, now.feed)
+        reading = read(now.feed, pieces, progress, cached=cached)
+        new = reading.feed.position - now.feed.position
+        for encoding in media:
             digests = add_digest(digests, encoding.digest, streamed)
-            tail = encoding.after
         self._now = replace(
-            self._now,
-            feed=feed,
+            now,
+            feed=reading.feed,
             fed=now.fed if streamed else (*now.fed, *parts),
-            streamed=now.streamed + (feed.position - start if streamed else 0),
+            streamed=now.streamed + (new if streamed else 0),
             tail=tail,
             media=tuple(digests),
-            ids=tuple(recent[-RECENT:]),
-            new_tokens=now.new_tokens + feed.position - start,
-            new_media_tokens=now.new_media_tokens + media_tokens,
+            ids=(*now.ids, *(id for piece in pieces for id in piece.ids))[-RECENT:],
+            new_tokens=now.new_tokens + new,
+            new_media_tokens=now.new_media_tokens + reading.media_tokens,
+            new_cached_tokens=now.new_cached_tokens + reading.cached_tokens,
+            new_misses=tuple(dict.fromkeys((*now.new_misses, *reading.misses))),
             new_seconds=now.new_seconds + time.perf_counter() - began,
         )
 
@@ -230,7 +234,7 @@ class Session:
         try:
             self._feed_parts(self._continuation([message], generation=False), [])
             asked = self._now
-            self._feed_parts(self._continuation([message], generation=True), [])
+            self._feed_parts(self._continuation([message], generation=True), [], cached=False)
         except BaseException:
             self._now = before
             raise
@@ -256,9 +260,13 @@ class Session:
             sampler=answer.sampler.state(),
             new_tokens=0,
             new_media_tokens=0,
+            new_cached_tokens=0,
+            new_misses=(),
             new_seconds=0.0,
         )
         self._now = as_history(now, asked, self._template)
+        if self.model.cache is not None:
+            self.model.cache.keep(self._now.feed)
 
     # --- memory as a value --------------------------------------------------------------------------------------
 
@@ -312,13 +320,13 @@ class Session:
         saved.save(self._now, Path(path))
 
     @classmethod
-    def load(cls, model: Model, path: str | Path, draft: Draft | None = None) -> Session:
+    def load(cls, model: Model, path: str | Path, draft: Draft | None = None, tenant: str = "") -> Session:
         """A saved session, in any process; raises `IntegrityError` for a damaged file, another model, or a plugin that
         is not loaded. A draft is not saved: it begins with the recent tokens."""
-        session = cls(model, draft=draft)
+        session = cls(model, draft=draft, tenant=tenant)
         now = saved.load(model, Path(path))
         draft = None if draft is None else draft.observe(Seen(now.ids, route=now.feed.route))
-        session._now = replace(now, feed=replace(now.feed, draft=draft))
+        session._now = replace(now, feed=replace(now.feed, draft=draft, tenant=tenant))
         return session
 
     def __enter__(self) -> Self:
@@ -326,7 +334,3 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self._now = Snapshot(Feed.start(self.model, draft=self._draft))
-
-
-def _damaged(report: Any) -> bool:
-    return bool(report.truncated or report.broken)

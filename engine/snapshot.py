@@ -51,6 +51,8 @@ class Snapshot:
     waiting: tuple[Frame, ...] = ()  # frames that do not fill a video step yet
     new_tokens: int = 0
     new_media_tokens: int = 0
+    new_cached_tokens: int = 0
+    new_misses: tuple[str, ...] = ()
     new_seconds: float = 0.0
 
 

@@ -62,11 +62,11 @@ class Run:
         if isinstance(state, Journal | TreeJournal):
             state = state.commit(path) if isinstance(state, TreeJournal) else state.commit(len(path))
             logits = logits.clone()  # a feed must not hold all rows
-        draft, route = self.before.draft, self.before.route
+        draft, route, ids = self.before.draft, self.before.route, [self.ids[i] for i in path]
         if draft is not None:
-            ids, at = [self.ids[i] for i in path], list(path)
+            at = list(path)
             draft = draft.observe(Seen(ids, self._x[0, at], self._hidden[0, at], None, route))
-        return replace(self.before, state=state, logits=logits, draft=draft)
+        return self.before.behind(replace(self.before, state=state, logits=logits, draft=draft), ids)
 
 
 class Decoding:

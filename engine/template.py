@@ -21,11 +21,11 @@ from fluvial.engine.template_files import media_token, shows_videos, template_so
 from fluvial.engine.template_parts import Media, Part, Special, Text, Tracer, before_media, encode_parts, merged
 from fluvial.engine.tokenizer import ControlToken, TextTokenizer, Tokenizer
 
-__all__ = ["ChatTemplate", "Continuation", "Limits", "Media", "Part", "Rewritten", "Special", "Text"]
+__all__ = ["MEDIA", "ChatTemplate", "Continuation", "Limits", "Media", "Part", "Rewritten", "Special", "Text"]
 __all__ += ["before_media", "encode_parts", "merged"]
 
 Message = Mapping[str, Any]
-_MEDIA = ("image", "video")
+MEDIA = ("image", "video")
 _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 _PROBE = "fluvialprobe"
 
@@ -78,7 +78,7 @@ class ChatTemplate:
         UsageError for a name it lacks."""
         tokenizer = tokenizer or Tokenizer.load(folder)
         source = template_source(folder, name)
-        media = {kind: token for kind in _MEDIA if (token := media_token(folder, kind, tokenizer))}
+        media = {kind: token for kind in MEDIA if (token := media_token(folder, kind, tokenizer))}
         source = shows_videos(source, media.get("video"))
         return cls(source, controls=tokenizer.controls, media=media, names=tokenizer.names)
 
@@ -180,7 +180,7 @@ class ChatTemplate:
     def _shaped(self, parts: Sequence[Any]) -> Any:
         for part in parts:
             kind = part.get("type") if isinstance(part, Mapping) else None
-            if kind not in ("text", *_MEDIA) or (kind == "text" and not isinstance(part.get("text"), str)):
+            if kind not in ("text", *MEDIA) or (kind == "text" and not isinstance(part.get("text"), str)):
                 raise UsageError(f"A part of a message is {part!r:.80}.", "Parts are of type text, image or video.")
             if kind != "text" and (self._takes == (True, False) or kind not in self.media):
                 raise UnsupportedError(f"This model's chat template has no place for a part of type {kind}.")
@@ -196,4 +196,4 @@ def _words(message: Message) -> str:
 
 def _media_of(message: Message) -> list[Mapping[str, Any]]:
     content = message.get("content")
-    return [part for part in content if part["type"] in _MEDIA] if isinstance(content, list) else []
+    return [part for part in content if part["type"] in MEDIA] if isinstance(content, list) else []

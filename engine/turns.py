@@ -12,7 +12,7 @@ from itertools import takewhile
 
 from fluvial.adapters.errors import FluvialError
 from fluvial.engine.snapshot import RECENT, Snapshot
-from fluvial.engine.template import ChatTemplate, Media, Part, Rewritten, Text, before_media, encode_parts, merged
+from fluvial.engine.template import MEDIA, ChatTemplate, Media, Part, Rewritten, Text, encode_parts, merged
 
 SENTINEL = "\ue0f1\ue0f2"  # private-use characters: marks the end of what a turn holds so far
 
@@ -49,9 +49,16 @@ def as_history(now: Snapshot, before: Snapshot, template: ChatTemplate) -> Snaps
     return replace(now, feed=feed, fed=(*before.fed, *parts), ids=tuple(ids[-RECENT:]))
 
 
+def so_far(now: Snapshot, template: ChatTemplate) -> list[Part]:
+    """What a conversation whose `messages` were given adds to what is fed, whatever the next turn begins with."""
+    return _next_turn(template, now, now.fed) or []
+
+
 def _next_turn(template: ChatTemplate, now: Snapshot, fed: tuple[Part, ...]) -> list[Part] | None:
     """What the next user's turn adds to `fed` before its content, whether that begins with text or with a medium; None
     where the template writes what was fed differently."""
+    contents = (message["content"] for message in now.messages)
+    seen = sum(part["type"] in MEDIA for content in contents if isinstance(content, list) for part in content)
     turns: list[list[Part]] = []
     end = {"type": "text", "text": SENTINEL}
     for content in (SENTINEL, *([{"type": kind}, end] for kind in template.media)):
@@ -64,8 +71,9 @@ def _next_turn(template: ChatTemplate, now: Snapshot, fed: tuple[Part, ...]) -> 
             continue  # this template has no place for such a medium
         if isinstance(found, Rewritten):
             return None
-        words, _ = next(before_media(before_sentinel(found.parts)), ([], None))
-        turns.append(words)
+        turns.append(
+            list(takewhile(lambda part: not isinstance(part, Media) or part.index < seen, before_sentinel(found.parts)))
+        )
     return _shared(turns)
 
 

@@ -74,6 +74,15 @@ class Tape:
         """k, v [B, H, longest row, D]; a shorter row's end is scratch."""
         return self._joined(max(self._own, default=0))
 
+    def between(self, start: int, end: int) -> Rows:
+        """Rows start to end, copied."""
+        parts, at = [], 0
+        for k, v in (*self._past, (self._store.k, self._store.v)):
+            span = slice(max(0, start - at), max(0, end - at))
+            parts.append((k[:, :, span], v[:, :, span]))
+            at += k.shape[2]
+        return _one(tuple(parts))
+
     @property
     def nbytes(self) -> int:
         """Bytes of the stores behind this tape, also those that it shares."""

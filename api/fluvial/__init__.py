@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from fluvial.encoders.economy import Economy
     from fluvial.encoders.frame import Frame, Gap
+    from fluvial.engine.cache.config import Cache
     from fluvial.engine.engine import Engine, load
     from fluvial.engine.events import Done, Event, PushResult, Token, Usage
     from fluvial.engine.live import LiveSession
@@ -52,6 +53,7 @@ _HOME = {
     ),
     "fluvial.encoders.economy": ("Economy",),
     "fluvial.encoders.frame": ("Frame", "Gap"),
+    "fluvial.engine.cache.config": ("Cache",),
     "fluvial.engine.engine": ("Engine", "load"),
     "fluvial.engine.events": ("Done", "Event", "PushResult", "Token", "Usage"),
     "fluvial.engine.live": ("LiveSession",),
@@ -66,6 +68,7 @@ _HOME = {
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "AsyncSession",
+    "Cache",
     "Done",
     "Economy",
     "Engine",

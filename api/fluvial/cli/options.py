@@ -14,6 +14,7 @@ from fluvial.adapters.errors import UsageError
 from fluvial.cli.plugins import weighted
 
 if TYPE_CHECKING:
+    from fluvial.engine.cache.config import Cache
     from fluvial.engine.media import Image, Video
 
 _media = partial(Option, rich_help_panel="Media")
@@ -102,6 +103,10 @@ class Options:
     state_dtype: Annotated[
         str, _talk("--state-dtype", metavar="NAME", help="Keep recurrent memories in fp32, bf16 or int8.")
     ] = "fp32"
+    cache: Annotated[
+        str | None,
+        _talk("--cache", metavar="SIZE", help="Keep shared beginnings of conversations in so much memory, like 1GB."),
+    ] = None
     offline: Annotated[bool, _talk("--offline", help="A hub name (org/name) comes from the cache only.")] = False
     stats: Annotated[bool, Option("--stats", help="Tokens, speed and memory, on stderr.", rich_help_panel="Output")] = (
         False
@@ -155,6 +160,12 @@ class Options:
         given: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
         SamplingParams(**given)  # refuses what is out of range before the model loads
         return given | {"max_tokens": self.max_tokens, "stop": self.stop or ()}
+
+    def state_cache(self) -> Cache | None:
+        """The cache of `load`, if one is asked for."""
+        from fluvial.engine.cache.config import Cache
+
+        return None if self.cache is None else Cache(self.cache)
 
     def image_at(self, path: str) -> Image:
         from fluvial.engine.media import Image

@@ -32,6 +32,7 @@ def load_engine(name: str, options: Options) -> Engine:
             quant=options.quant,
             state_dtype=options.state_dtype,
             draft=options.draft,
+            cache=options.state_cache(),
             offline=options.offline,
         )
 
@@ -102,8 +103,11 @@ def figures(usage: Usage) -> str:
         draft = f" · draft: {right}, {usage.forwards:,} forwards"
     memory = f"state {size(usage.state_bytes)}" if usage.state_bytes else ""
     tape = f"tape {size(usage.tape_bytes)}" if usage.tape_bytes else ""
+    cached = f", {usage.cached_tokens:,} of them cached" if usage.cached_tokens else ""
+    held = " + ".join(filter(None, (memory, tape))) or "0 bytes"
+    misses = f" · not cached: {', '.join(usage.cache_misses)}" if usage.cache_misses else ""
     return visible(
-        f"in: {usage.prompt_tokens:,} tokens{media}, {usage.prompt_seconds:.2f} s, {usage.prompt_rate:,.0f}/s"
+        f"in: {usage.prompt_tokens:,} tokens{media}{cached}, {usage.prompt_seconds:.2f} s, {usage.prompt_rate:,.0f}/s"
         f" · out: {usage.completion_tokens:,} tokens, {usage.completion_seconds:.2f} s, {usage.completion_rate:,.0f}/s"
-        f"{draft} · memory: {usage.position:,} tokens in {' + '.join(filter(None, (memory, tape))) or '0 bytes'}"
+        f"{draft} · memory: {usage.position:,} tokens in {held}{misses}"
     )
