@@ -85,6 +85,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     quant: str | None = None,
     state_dtype: str = "fp32",
+    kv: str = "exact",
     plugins: Mapping[str, str | Path] | None = None,
     draft: str | None = None,
     cache: Cache | None = None,
@@ -95,7 +96,7 @@ def load(
     was said), "mtp" (the checkpoint's own head for it), "head" (one that was trained for the model), or the name of a
     smaller model with the same vocabulary. `cache`: what sessions have in common is read once. Other arguments and
     errors: as `load_model`."""
-    model = load_model(name, dtype=dtype, quant=quant, state_dtype=state_dtype, offline=offline)
+    model = load_model(name, dtype=dtype, quant=quant, state_dtype=state_dtype, kv=kv, offline=offline)
     model.cache = None if cache is None else StateCache(cache, model)
     engine = Engine(model, None if draft in (None, "none") else drafting(draft, model, offline=offline))
     for plugin, path in (plugins or {}).items():

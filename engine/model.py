@@ -129,6 +129,7 @@ class Model:
             "weights": bytes_by_format(modules),
             "device": str(self.decoder.device),
             "state": "grows with the context" if growing else "constant",
+            "kv": self.decoder.kv if growing or self.decoder.kv != "exact" else "none",
             "state_dtype": self.decoder.state_dtype,
             "state_bytes": empty.nbytes("recurrent"),
             "draft_head": "none" if self.draft_head is None else "mtp",
@@ -145,6 +146,7 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     quant: str | None = None,
     state_dtype: str = "fp32",
+    kv: str = "exact",
     plugin: str | Path | None = None,
     offline: bool = False,
 ) -> Model:
@@ -152,9 +154,10 @@ def load_model(
 
     `dtype` ("fp32", "bf16", ...) is what it computes in, fp32 by default; recurrences always run in fp32 or
     wider. `quant` ("int8", "int4", "int4-small", "bf16", ...) is how its matrices are stored, `state_dtype` ("bf16",
-    "int8") how recurrent memories are kept between forwards. `plugin`: a folder; calls of the model go through it where
-    they name no route. `offline`: a hub name comes from the hub's cache only. Raises `UsageError`,
-    `ModelNotFoundError`, `IntegrityError` or `UnsupportedError`; nothing is half loaded.
+    "int8") how recurrent memories are kept between forwards, `kv` how attention keeps its rows: "exact", "int8", or
+    "window:N", the last N only. `plugin`: a folder; calls of the model go through it where they name no route.
+    `offline`: a hub name comes from the hub's cache only. Raises `UsageError`, `ModelNotFoundError`, `IntegrityError`
+    or `UnsupportedError`; nothing is half loaded.
     """
     chips.load()
     precision, stored = dtype_of(dtype), None if quant is None else recipe(quant)
@@ -168,6 +171,9 @@ def load_model(
     if template is not None and template.source == rwkv_chat.TEMPLATE:
         generation = rwkv_chat.ending(generation)
     shapes.decoder.keep(state_dtype)
+    shapes.decoder.keep_rows(kv)
+    if shapes.draft is not None:
+        shapes.draft[0].layers.keep_rows(kv)
     parts = fill_shapes(shapes, place, precision, stored)
     parts.decoder.fingerprint()
     if parts.draft_head is not None:

@@ -51,6 +51,7 @@ def plan(
     context: int = 0,
     images: int = 0,
     state_dtype: str = "fp32",
+    kv: str = "exact",
 ) -> MemoryPlan:
     """The memory of a model (a folder or file) with one session of `context` tokens of text and `images` of about a
     megapixel. Errors: UsageError for a negative number, UnsupportedError for a recipe or images that cannot apply."""
@@ -69,6 +70,7 @@ def plan(
     per_image = min(tower.tokens(video=False), IMAGE_TOKENS) if images else 0
     tokens = context + images * per_image
     shapes.decoder.keep(state_dtype)
+    shapes.decoder.keep_rows(kv)
     with torch.device("meta"):
         state = grown(shapes.decoder.to(dtype).init_state(), tokens)
     return MemoryPlan(

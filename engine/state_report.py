@@ -52,7 +52,7 @@ def describe(saved: Saved) -> dict[str, Any]:
         "leaves": len(state.leaves),
         "state_dtype": state.dtype,
         "state_bytes": state.nbytes("recurrent"),
-        "tape_bytes": sum(rows.nbytes for tape in tapes for rows in tape.rows),
+        "tape_bytes": sum(rows.nbytes for tape in tapes for rows in tape.stored),
         "tape_tokens": max((n for tape in tapes for n in tape.lengths), default=0),
         "plugins": json.loads(saved.about.get("plugins", "{}")),
         "messages": memory.get("messages", []),

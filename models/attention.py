@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fluvial.adapters.linear import Linear
 from fluvial.adapters.norm import RMSNorm, rms_norm
 from fluvial.adapters.ops import op
+from fluvial.models import kv
 from fluvial.models.journal import Append, Count, Pending
 from fluvial.models.mixer import Mixer, Step, mixer
 from fluvial.models.rotary import Scaling, rotary_tables, rotate
@@ -102,6 +103,7 @@ class Attention(Mixer):
             sinks,
             gate,
         )
+        self.int8, self.bounded = False, window > 0
         self.sections, self.scaling = tuple(sections), Scaling(**scaling) if scaling else None
         self.q_proj = Linear(d_model, self.heads * self.d_head * (2 if gate else 1), bias)
         self.k_proj = Linear(d_model, self.kv_heads * self.d_head, bias)
@@ -115,9 +117,18 @@ class Attention(Mixer):
             for heads in (self.heads, self.kv_heads)
         )
 
+    def keep(self, mode: str) -> bool:
+        """Keeps rows as a mode of `models.kv` says, unless the model's own window says otherwise; whether it did."""
+        window = kv.window_of(mode)
+        if self.bounded:
+            return False
+        self.int8, self.window, self.sinks = mode == "int8", window, kv.SINKS if window else 0
+        return True
+
     def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Leaf]:
         if not self.window:
-            return {"kv": Tape.empty(batch, self.kv_heads, self.d_head, self.d_head, dtype=dtype, device=device)}
+            shape = batch, self.kv_heads, self.d_head, self.d_head
+            return {"kv": Tape.empty(*shape, dtype=dtype, device=device, int8=self.int8)}
         shape = (batch, self.kv_heads, self.sinks + self.window, self.d_head)
         return {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("k", "v")}
 

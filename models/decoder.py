@@ -112,6 +112,7 @@ class Decoder(nn.Module):
         self.norm = norm(config.norm, config.d_model, config.norm_eps)
         self.head = None if config.tied_head else Linear(config.d_model, config.vocab)
         self.starts: dict[str, Mapping[str, Tensor]] = {}  # state plugin -> leaf -> [1, ...]
+        self.kv = "exact"  # how attention keeps its rows: models.kv
         self.state_dtype = "fp32"  # what memories are kept in between forwards: rounded.STATE_DTYPES
         self._fingerprint = ""
 
@@ -280,12 +281,23 @@ class Decoder(nn.Module):
             )
         self.state_dtype = dtype
 
+    def keep_rows(self, mode: str) -> None:
+        """From now on attention keeps its rows as the mode of `models.kv` says. Errors: UsageError for another name,
+        UnsupportedError for a model without rows that grow."""
+        kept = [layer.keep(mode) for layer in self.modules() if isinstance(layer, attention.Attention)]
+        if mode != "exact" and not any(kept):
+            raise UnsupportedError(
+                f"There are no rows to keep as '{mode}'.", "This model has constant memory.", "Load it without kv."
+            )
+        self.kv = mode
+
     def fingerprint(self) -> str:
         """A hash of config and weights, computed once; states made afterwards carry it."""
         if not self._fingerprint:
             digest = hashlib.blake2b(
                 json.dumps(asdict(self.config), sort_keys=True, default=str).encode(), digest_size=20
             )
+            digest.update(self.kv.encode())
             for name, tensor in sorted(self.state_dict().items()):
                 digest.update(name.encode())
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -80,7 +80,7 @@ class State:
         rounded: dict[str, tuple[tuple[int, ...], str]] = {}
         for name, leaf in self.leaves.items():
             if isinstance(leaf, Tape):
-                tensors[f"{name}.k"], tensors[f"{name}.v"] = leaf.rows
+                tensors[f"{name}.k"], tensors[f"{name}.v"] = leaf.stored
                 tapes[name] = leaf.lengths
             elif isinstance(leaf, Rounded):
                 tensors |= {f"{name}.{part}": tensor for part, tensor in leaf.parts.items()}

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fluvial.models import kv
+
 GROWTH = 256  # rows; a full store grows by half its size and at least this much
 BRANCH_GROWTH = 32  # the same for a fork's own store
 SEGMENTS = 8  # shared stores that a fork of a fork of a fork reads at most
@@ -59,19 +61,36 @@ class Tape:
         store.add(self)
 
     @classmethod
-    def empty(cls, batch: int, heads: int, d_k: int, d_v: int, *, dtype: torch.dtype, device: torch.device) -> Tape:
-        k = torch.zeros(batch, heads, 0, d_k, dtype=dtype, device=device)
-        v = torch.zeros(batch, heads, 0, d_v, dtype=dtype, device=device)
+    def empty(
+        cls,
+        batch: int,
+        heads: int,
+        d_k: int,
+        d_v: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        int8: bool = False,
+    ) -> Tape:
+        """No rows yet; with `int8` they will be kept in 8 bits each (`models.kv`), and seen as they are kept."""
+        dtype = torch.int8 if int8 else dtype
+        k = torch.zeros(batch, heads, 0, kv.width(d_k, int8=int8), dtype=dtype, device=device)
+        v = torch.zeros(batch, heads, 0, kv.width(d_v, int8=int8), dtype=dtype, device=device)
         return cls(_Store(k, v, (0,) * batch), (0,) * batch)
 
     @classmethod
     def of(cls, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tape:
-        """A tape over given rows k, v [B, H, L, D]."""
+        """A tape over given rows k, v [B, H, L, D], as `stored` gives them."""
         return cls(_Store(k, v, lengths), lengths)
 
     @property
     def rows(self) -> Rows:
-        """k, v [B, H, longest row, D]; a shorter row's end is scratch."""
+        """k, v [B, H, longest row, D]; a shorter row's end is scratch. In fp32 where they are kept in 8 bits."""
+        return self._read(max(self._own, default=0), torch.float32)
+
+    @property
+    def stored(self) -> Rows:
+        """The rows as they are kept."""
         return self._joined(max(self._own, default=0))
 
     def between(self, start: int, end: int) -> Rows:
@@ -82,6 +101,11 @@ class Tape:
             parts.append((k[:, :, span], v[:, :, span]))
             at += k.shape[2]
         return _one(tuple(parts))
+
+    @property
+    def int8(self) -> bool:
+        """Whether rows are kept in 8 bits."""
+        return self._store.k.dtype is torch.int8
 
     @property
     def nbytes(self) -> int:
@@ -101,22 +125,22 @@ class Tape:
         """
         uniform = len(set(self.lengths)) <= 1
         length, new = max(self._own, default=0), k.shape[2]
-        if uniform and length == self._base == 0:
+        if uniform and length == self._base == 0 and not self.int8:
             return k, v
-        if uniform and torch.is_grad_enabled():
+        if uniform and torch.is_grad_enabled() and not self.int8:
             old_k, old_v = self.rows
             return torch.cat([old_k, k], 2), torch.cat([old_v, v], 2)
         tape = self._writable()
         tape._reserve(max(tape._own) + new)
         tape._write(k, v, (new,) * len(self.lengths))
-        return tape._joined(max(tape._own) + new)
+        return tape._read(max(tape._own) + new, k.dtype)
 
     def append(self, k: Tensor, v: Tensor, n: tuple[int, ...]) -> Tape:
         """A tape with row b's first n[b] of the new rows k, v [B, H, T, D] added."""
         lengths = tuple(a + b for a, b in zip(self.lengths, n, strict=True))
         if not any(n):
             return self
-        if torch.is_grad_enabled() and k.requires_grad and len(set(lengths)) == 1:
+        if torch.is_grad_enabled() and k.requires_grad and len(set(lengths)) == 1 and not self.int8:
             old_k, old_v = self.rows
             return Tape.of(torch.cat([old_k, k[:, :, : n[0]]], 2), torch.cat([old_v, v[:, :, : n[0]]], 2), lengths)
         tape, written = self, self._store.written
@@ -128,6 +152,10 @@ class Tape:
         store.claimed = tuple(max(a + b, c) for a, b, c in zip(tape._own, n, store.claimed, strict=True))
         longer = Tape(store, lengths, tape._past)
         return longer if max(longer._own) * OWN <= longer._base or not longer._past else longer._whole()
+
+    def _read(self, own: int, dtype: torch.dtype) -> Rows:
+        k, v = self._joined(own)
+        return (kv.decode(k, dtype), kv.decode(v, dtype)) if self.int8 else (k, v)
 
     def _joined(self, own: int) -> Rows:
         k, v = self._store.k[:, :, :own], self._store.v[:, :, :own]
@@ -158,7 +186,7 @@ class Tape:
 
     def _whole(self) -> Tape:
         """The same rows in one store."""
-        k, v = self.rows
+        k, v = self.stored
         whole = Tape(_Store(k, v, self.lengths), self.lengths)
         whole._resize(k.shape[2] + GROWTH)
         return whole
@@ -179,6 +207,8 @@ class Tape:
 
     def _write(self, k: Tensor, v: Tensor, n: tuple[int, ...]) -> None:
         self._store.written = (k, v, self._own) if min(n) == k.shape[2] else None
+        if self.int8:
+            k, v = kv.encode(k), kv.encode(v)
         if len(set(self._own)) == 1 and len(set(n)) == 1:
             at = slice(self._own[0], self._own[0] + n[0])
             self._store.k[:, :, at] = k[:, :, : n[0]].detach()

@@ -107,6 +107,9 @@ class Options:
         str | None,
         _talk("--cache", metavar="SIZE", help="Keep shared beginnings of conversations in so much memory, like 1GB."),
     ] = None
+    kv: Annotated[
+        str, _talk("--kv", metavar="MODE", help="Keep attention's rows exact, in int8, or window:N, the last N.")
+    ] = "exact"
     offline: Annotated[bool, _talk("--offline", help="A hub name (org/name) comes from the cache only.")] = False
     stats: Annotated[bool, Option("--stats", help="Tokens, speed and memory, on stderr.", rich_help_panel="Output")] = (
         False

@@ -44,6 +44,7 @@ def plan(
     state_dtype: Annotated[
         str, Option("--state-dtype", metavar="NAME", help="Keep recurrent memories in fp32, bf16 or int8.")
     ] = "fp32",
+    kv: Annotated[str, Option("--kv", metavar="MODE", help="Keep attention's rows exact, int8 or window:N.")] = "exact",
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
@@ -56,7 +57,7 @@ def plan(
 
         chosen, computes = None if quant is None else recipe(quant), dtype_of(dtype)
         place, session = resolve(name, offline=offline, weights=False), {"context": context, "images": images}
-        found = planned(place, chosen, computes, **session, state_dtype=state_dtype)
+        found = planned(place, chosen, computes, **session, state_dtype=state_dtype, kv=kv)
     if as_json:
         typer.echo(json.dumps({"v": 1, "name": name, **asdict(found), "total": found.total}))
         return

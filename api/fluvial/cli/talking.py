@@ -33,6 +33,7 @@ def load_engine(name: str, options: Options) -> Engine:
             state_dtype=options.state_dtype,
             draft=options.draft,
             cache=options.state_cache(),
+            kv=options.kv,
             offline=options.offline,
         )
 

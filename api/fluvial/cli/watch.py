@@ -45,6 +45,7 @@ def watch(
     plugin: Annotated[list[str] | None, Option("--plugin", metavar="PATH[=WEIGHT]", help="A plugin.")] = None,
     dtype: Annotated[str | None, Option("--dtype", metavar="NAME", help="fp32, bf16, fp16 or fp64.")] = None,
     quant: Annotated[str | None, Option("--quant", metavar="RECIPE", help="int8, int4, int4-small ...")] = None,
+    kv: Annotated[str, Option("--kv", metavar="MODE", help="Attention's rows: exact, int8 or window:N.")] = "exact",
     offline: Annotated[bool, Option("--offline", help="A hub name comes from the cache only.")] = False,
     save_state: Annotated[
         Path | None, Option("--save-state", metavar="FILE", help="Save the memory at the end.")
@@ -64,7 +65,7 @@ def watch(
     if not ask:
         raise UsageError("There is no question.", "", 'For example: --ask "What is moving?"')
     options = Options(
-        system=system, plugin=plugin, dtype=dtype, quant=quant, offline=offline, max_tokens=max_tokens,
+        system=system, plugin=plugin, dtype=dtype, quant=quant, offline=offline, max_tokens=max_tokens, kv=kv,
         save_state=save_state,
     )  # fmt: skip
     options.check(all_media=False)
