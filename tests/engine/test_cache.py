@@ -20,6 +20,7 @@ from fluvial.engine.model import Model, load_model
 from fluvial.engine.reading import Piece, Reading, read
 from fluvial.engine.session import Session
 from fluvial.engine.template import ChatTemplate
+from fluvial.models.decoder import Decoder
 from tests.engine.test_plugins import lora, start
 from tests.engine.tiny import VARIANTS, frames, picture, tiny, write_model
 from tests.models.zoo import distance, gap
@@ -110,9 +111,10 @@ def changed(model: Model, **parts: object) -> Model:
 def other_weight(module: torch.nn.Module) -> torch.nn.Module:
     """A copy with one number of one tensor moved a little."""
     module = copy.deepcopy(module)
-    if hasattr(module, "_fingerprint"):
-        module._fingerprint = ""
     next(p for p in module.parameters() if p.ndim == 2).data.view(-1)[7] += 1e-3
+    if isinstance(module, Decoder):
+        module._fingerprint = ""
+        module.fingerprint()
     return module
 
 

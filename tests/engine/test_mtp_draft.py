@@ -37,8 +37,7 @@ def model_of(name: str) -> Any:
     head = Mtp(decoder.config, [attention, zoo.FF]).double().requires_grad_(False)
     for parameter in head.parameters():
         parameter += torch.randn_like(parameter) * 0.1
-    tokenizer = SimpleNamespace(eos_ids=frozenset())
-    return SimpleNamespace(name=name, decoder=decoder, draft_head=head, tokenizer=tokenizer)
+    return SimpleNamespace(name=name, decoder=decoder, draft_head=head, tokenizer=SimpleNamespace(eos_ids=frozenset()))
 
 
 def feed_of(name: str, prompt: list[int]) -> Feed:
