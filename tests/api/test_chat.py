@@ -10,7 +10,9 @@ import fluvial as api
 from fluvial.cli import conversation, slash
 from fluvial.cli.interrupts import Interrupts
 from fluvial.cli.talking import stream_answer
+from fluvial.encoders.frame import Gap
 from fluvial.engine.session import Session
+from tests.engine.tiny import frames
 
 
 @pytest.fixture
@@ -103,6 +105,15 @@ def test_errors_do_not_end_it(chat, media, monkeypatch):
     assert chat("/hlep")[1][1] == "  Did you mean /help?"
     monkeypatch.setattr(Session, "push", lambda *_, **__: 1 / 0)
     assert "ZeroDivisionError" in chat(f"/image {media / 'image.png'}", "hello")[1][1]
+
+
+def test_a_camera_in_a_chat(chat, monkeypatch):
+    seen = [*frames(9), Gap(5.5, 2.0), *frames(30)]
+    monkeypatch.setattr("fluvial.encoders.live_sources.open_source", lambda where, fps: seen if where == 1 else 1 / 0)
+    answers, notes = chat("/camera 1 3", "What is there?", "/undo", "/undo", "/camera 1 x", "/camera x")
+    assert len(answers) == 1 and notes[0].startswith("camera 1: 7 frames, ")
+    assert "what camera 1 saw" in notes[2]
+    assert sum("is not known" in line for line in notes) == 2
 
 
 def test_a_truncated_video_in_a_chat(chat, media):

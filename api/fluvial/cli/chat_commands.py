@@ -25,6 +25,17 @@ def _video(talk: Conversation, argument: str) -> None:
         talk.look(talk.options.video_at(path))
 
 
+@command("camera", "[NUMBER [SECONDS]]")
+def _camera(talk: Conversation, argument: str) -> None:
+    """look through a camera (0) for some seconds (5); Ctrl-C ends it"""
+    number, seconds = ([*argument.split(), "0", "5"] if not argument else [*argument.split(), "5"])[:2]
+    if not number.isdecimal() or not seconds.replace(".", "", 1).isdecimal() or not float(seconds):
+        raise UsageError(f"/camera {argument} is not known.", "", "For example: /camera 0 5")
+    from fluvial.encoders.live_sources import open_source
+
+    talk.watch(open_source(int(number), fps=talk.options.fps), f"camera {number}", float(seconds))
+
+
 @command("undo")
 def _undo(talk: Conversation, _: str) -> None:
     """take back the last question, image or video"""

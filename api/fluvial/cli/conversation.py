@@ -6,15 +6,17 @@ A session's memory is a value, so a step to undo is only a snapshot from before 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fluvial.adapters.errors import UsageError
-from fluvial.cli.console import answer, note
+from fluvial.cli.console import answer, frames_read, note
 from fluvial.cli.options import Options
 from fluvial.cli.talking import figures, show_medium, stream_answer
 
 if TYPE_CHECKING:
+    from fluvial.encoders.frame import Frame, Gap
     from fluvial.engine.engine import Engine
     from fluvial.engine.events import Usage
     from fluvial.engine.media import Image, Video
@@ -64,6 +66,28 @@ class Conversation:
         self._remember(f"the {kind} {name}", before)
         frames = f"{result.frames:,} frame{'s' if result.frames != 1 else ''}, " if kind == "video" else ""
         note(f"{name}: {frames}{self.session.position - began:,} tokens.")
+
+    def watch(self, source: Iterable[Frame | Gap | str], name: str, seconds: float) -> None:
+        """Shows it what a camera sees for so long; Ctrl-C ends that and keeps what was seen."""
+        from fluvial.encoders.frame import Frame, Gap
+
+        before, began, seen = self.session.snapshot(), self.session.position, 0
+        try:
+            with frames_read(f"Looking through {name}", None) as progress:
+                for thing in source:
+                    if isinstance(thing, Frame):
+                        if thing.t > seconds:
+                            break
+                        self.session.push(thing)
+                        seen += 1
+                    else:
+                        self.session.stream(thing.text if isinstance(thing, Gap) else thing)
+                    if progress is not None:
+                        progress(seen)
+        finally:
+            if self.session.snapshot() is not before:
+                self._remember(f"what {name} saw", before)
+        note(f"{name}: {seen:,} frame{'s' if seen != 1 else ''}, {self.session.position - began:,} tokens.")
 
     def ask(self, question: str) -> None:
         """Streams one answer; one that is stopped stays as far as it came."""
