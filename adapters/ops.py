@@ -43,7 +43,7 @@ class Op:
 
     def __call__(self, first: torch.Tensor, *args: Any, **options: Any) -> Any:
         device = first.device.type
-        if torch.is_autocast_enabled(device):
+        if device != "meta" and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 return self._dispatch(device, first, *args, **options)
         return self._dispatch(device, first, *args, **options)

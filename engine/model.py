@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fluvial.adapters import chips, ops
+from fluvial.adapters import chips, ops, pages
 from fluvial.adapters.errors import IntegrityError, UnsupportedError, UsageError
 from fluvial.adapters.lora import Route
 from fluvial.adapters.recipes import TOWER, bytes_by_format, count, recipe
@@ -170,6 +170,7 @@ def load_model(
     generation = Generation.load(folder, tokenizer.eos_ids)
     if template is not None and template.source == rwkv_chat.TEMPLATE:
         generation = rwkv_chat.ending(generation)
+    pages.trim()  # reading a large vocabulary leaves hundreds of MB behind
     shapes.decoder.keep(state_dtype)
     shapes.decoder.keep_rows(kv)
     if shapes.draft is not None:

@@ -8,18 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fluvial.adapters.errors import UnsupportedError, UsageError
 from fluvial.adapters.formats import Format
-from fluvial.adapters.formats.grouped import BLOCK
-from fluvial.adapters.packed import Manifest, formats_of
+from fluvial.adapters.packed import Manifest, formats_of, prepare
 from fluvial.adapters.recipes import TOWER, Recipe, class_of, matrices
 from fluvial.adapters.weights import WIDE
+from fluvial.encoders.frame import Frame
 from fluvial.engine.feed import CHUNK
 from fluvial.engine.loading import filled_modules, read_shapes, stored_names
-from fluvial.models.state import State
+from fluvial.engine.workspace import peak
+from fluvial.models.decoder import Decoder
+from fluvial.models.rounded import Rounded
+from fluvial.models.state import Leaf, State
 from fluvial.models.tape import Tape
 
 IMAGE_TOKENS = 1024  # of an image, where the tower allows as many: about a megapixel at 32 x 32 pixels a token
@@ -28,8 +32,8 @@ OTHER = "norms, gates' vectors, biases"
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes: `weights` by class, one session's `state` and `tape` (KV rows) after `tokens` tokens, and an estimate of
-    the `workspace` of a forward (rows of the widest layers, logits, the next state)."""
+    """Bytes: `weights` by class, one session's `state` and `tape` (KV rows) after `tokens` tokens, and the `workspace`
+    of its last chunk, or of looking at an image: the most that a forward holds beside them."""
 
     weights: dict[str, int]
     state: int
@@ -69,15 +73,20 @@ def plan(
     dtype = dtype or (torch.float32 if recipe is None else recipe.dtype)
     per_image = min(tower.tokens(video=False), IMAGE_TOKENS) if images else 0
     tokens = context + images * per_image
-    shapes.decoder.keep(state_dtype)
-    shapes.decoder.keep_rows(kv)
+    weights = _weights(modules, formats, dtype)
+    prepare(modules, formats)
+    for module in modules.values():
+        module.to(dtype)
+    decoder, chunk = shapes.decoder, min(max(tokens, 1), CHUNK)
+    decoder.keep(state_dtype)
+    decoder.keep_rows(kv)
     with torch.device("meta"):
-        state = grown(shapes.decoder.to(dtype).init_state(), tokens)
+        before, state = (grown(decoder.init_state(), count) for count in (tokens - min(chunk, tokens), tokens))
     return MemoryPlan(
-        weights=_weights(modules, formats, dtype),
+        weights=weights,
         state=state.nbytes("recurrent"),
         tape=state.nbytes("tape"),
-        workspace=_workspace(modules, per_image, min(max(tokens, 1), CHUNK)) + state.nbytes("recurrent"),
+        workspace=max(_forward(decoder, before, chunk), _look(tower, per_image) if images else 0),
         tokens=tokens,
         recipe=manifest.recipe if manifest is not None else None if recipe is None else recipe.name,
     )
@@ -114,17 +123,28 @@ def _weights(modules: dict[str, nn.Module], formats: Mapping[str, Format], dtype
     return dict(sorted(totals.items(), key=lambda item: -item[1]))
 
 
-def _workspace(modules: dict[str, nn.Module], image: int, chunk: int) -> int:
-    """About four activations as wide as a module's widest layer, in fp32; once the logits, and unpacked blocks."""
-    rows = {"decoder": chunk}
-    if image:
-        rows[TOWER] = 4 * image  # patches, merged 2 x 2
-    widest, vocab = dict.fromkeys(rows, 0), 0
-    for name, layer in matrices(modules).items():
-        key = name.split(".")[0]
-        if class_of(name, layer) in ("embedding", "head"):
-            vocab = max(vocab, layer.d_out)
-        elif key in rows:
-            widest[key] = max(widest[key], layer.d_in + layer.d_out)
-    fp32 = torch.float32.itemsize
-    return max(4 * fp32 * n * widest[key] for key, n in rows.items()) + 4 * fp32 * vocab + 4 * fp32 * BLOCK
+def _forward(decoder: Decoder, state: State, tokens: int) -> int:
+    """The most that a forward of so many more tokens holds, the logits of the last one and the next state included."""
+    ids, ends = torch.zeros(1, tokens, dtype=torch.long, device="meta"), list[State]()
+
+    def run() -> Tensor:
+        hidden, after = decoder(decoder.embed(ids), state)
+        ends.append(after)
+        return decoder.logits(hidden[0, -1]).float()
+
+    held = [rows for leaf in state.leaves.values() for rows in _tensors(leaf)]
+    most = peak(run, [*decoder.parameters(), *decoder.buffers(), *held, ids])
+    return most - (ends[0].nbytes("tape") - state.nbytes("tape"))  # which stay
+
+
+def _tensors(leaf: Leaf) -> list[Tensor]:
+    if isinstance(leaf, Rounded):
+        return list(leaf.parts.values())
+    return list(leaf.rows) if isinstance(leaf, Tape) else [leaf]
+
+
+def _look(tower: Any, tokens: int) -> int:
+    """The most that the tower holds while it looks at an image of so many tokens."""
+    side = int(tokens**0.5) * 32
+    frame = Frame(np.zeros((side, side, 3), np.uint8))
+    return peak(lambda: tower.encode([frame], video=False), [*tower.parameters(), *tower.buffers()])

@@ -63,14 +63,14 @@ class State:
         return sum(leaf.nbytes for leaf in self.leaves.values() if isinstance(leaf, wanted))
 
     def storages(self) -> dict[int, int]:
-        """Bytes of each block of memory by its address: summed over several states, what they share counts once."""
+        """Bytes of each block of memory by an id: summed over several states, what they share counts once."""
         found: dict[int, int] = {}
         for leaf in self.leaves.values():
             if isinstance(leaf, Tape):
                 found |= leaf.storages()
                 continue
             blocks = [t.untyped_storage() for t in (leaf.parts.values() if isinstance(leaf, Rounded) else (leaf,))]
-            found |= {block.data_ptr(): block.nbytes() for block in blocks}
+            found |= {block._cdata: block.nbytes() for block in blocks}
         return found
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -113,10 +113,10 @@ class Tape:
         return sum(self.storages().values())
 
     def storages(self) -> dict[int, int]:
-        """Bytes of each block of memory by its address: summed over several tapes, what they share counts once."""
+        """Bytes of each block of memory by an id of its own: summed over several tapes, what they share counts once."""
         pairs = (*self._past, (self._store.k, self._store.v))
         blocks = (tensor.untyped_storage() for pair in pairs for tensor in pair)
-        return {block.data_ptr(): block.nbytes() for block in blocks}
+        return {block._cdata: block.nbytes() for block in blocks}
 
     def peek(self, k: Tensor, v: Tensor) -> Rows:
         """The rows followed by new ones k, v [B, H, T, D], without appending: row b's new rows start at lengths[b].

@@ -29,7 +29,8 @@ class Dense(Format):
 
     def matmul(self, x: Tensor, parts: Parts) -> Tensor:
         weight = parts["weight"]
-        if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):  # training; an op knows no autocast
+        autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
+        if torch.is_grad_enabled() or autocast:  # training; an op knows no autocast
             return F.linear(x, weight)
         y: Tensor = dense_linear(x, weight)
         return y

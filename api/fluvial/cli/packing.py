@@ -63,6 +63,6 @@ def plan(
         return
     rows = {f"weights: {part}": count for part, count in found.weights.items()}
     rows |= {"state": found.state, f"tape (KV), {found.tokens:,} tokens": found.tape}
-    rows |= {"workspace (estimate)": found.workspace, "total": found.total}
+    rows |= {"workspace of a chunk": found.workspace, "total": found.total}
     for part, count in rows.items():
         typer.echo(f"{part:40}{size(count):>10}")
