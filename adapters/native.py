@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch  # before the library: it brings the one OpenMP runtime that both use
 
@@ -19,7 +21,56 @@ from fluvial.adapters.errors import UnsupportedError
 
 ABI = 4  # as in kernels/abi.cpp
 SETS = ("baseline", "avx2", "avx512", "avx512vnni")  # narrowest first; each copy's suffix
-Function = Callable[..., None]
+_recording: ContextVar[Recorder | None] = ContextVar("recording", default=None)
+
+
+class Recorder(Protocol):
+    """What hears of every call of a compiled function on its thread (adapters/recording.py)."""
+
+    def call(self, function: Function, args: tuple[Any, ...]) -> None: ...
+    def numbers(self, values: Any, about: torch.Tensor) -> None: ...
+
+
+class Function:
+    """A compiled kernel with its ctypes argument types."""
+
+    __slots__ = ("_handle", "_name", "arguments", "run", "set")
+
+    def __init__(self, handle: ctypes.CDLL, name: str, set: str, arguments: Sequence[Any]) -> None:
+        self._handle, self._name, self.set, self.arguments = handle, name, set, tuple(arguments)
+        self.run = getattr(handle, f"fluvial_{name}_{set}")
+        self.run.argtypes, self.run.restype = list(arguments), None
+
+    def __call__(self, *args: Any) -> None:
+        recorder = _recording.get()
+        if recorder is not None:
+            recorder.call(self, args)
+        self.run(*args)
+
+    @property
+    def words(self) -> int | None:
+        """The address of the same kernel with its arguments in an array; None where it has none."""
+        found = getattr(self._handle, f"fluvial_{self._name}_words_{self.set}", None)
+        return None if found is None else ctypes.cast(found, ctypes.c_void_p).value
+
+
+def numbers(values: Sequence[int], about: torch.Tensor) -> Any:
+    """int64 values for a kernel that another call of the same shapes may have different: where `about` ends, and so on."""
+    array = (ctypes.c_int64 * len(values))(*values)
+    recorder = _recording.get()
+    if recorder is not None:
+        recorder.numbers(array, about)
+    return array
+
+
+@contextmanager
+def heard(recorder: Recorder) -> Iterator[None]:
+    """Inside, on this thread, the recorder hears every call."""
+    token = _recording.set(recorder)
+    try:
+        yield
+    finally:
+        _recording.reset(token)
 
 
 @dataclass(frozen=True)
@@ -34,9 +85,7 @@ class Library:
         """Kernel `name` with its ctypes argument types: called with a set (None: the widest), gives the function."""
         functions: dict[str | None, Function] = {}
         for one in self.sets:
-            function = getattr(self.handle, f"fluvial_{name}_{one}")
-            function.argtypes, function.restype = list(arguments), None
-            functions[one] = functions[None] = function
+            functions[one] = functions[None] = Function(self.handle, name, one, arguments)
         return functions.__getitem__
 
 

@@ -42,7 +42,26 @@ def head_rows(
 
 @op
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, before: tuple[int, ...], scale: float | None, *, tree: Tree | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_store: Tensor,
+    v_store: Tensor,
+    before: tuple[int, ...],
+    scale: float | None,
+) -> Tensor:
+    """q [B, T, H, D] over a tape's stores [B, G, R, D] and the new rows k, v [B, T, G, D], which are written behind row
+    b's first before[b]; query t sees before[b] + t + 1 -> [B, T, H, D]."""
+    tokens = k.shape[1]
+    for b, at in enumerate(before):
+        k_store[b, :, at : at + tokens] = k[b].transpose(0, 1)
+        v_store[b, :, at : at + tokens] = v[b].transpose(0, 1)
+    rows = max(before) + tokens
+    return seen(q, k_store[:, :, :rows], v_store[:, :, :rows], before, scale)
+
+
+def seen(
+    q: Tensor, k: Tensor, v: Tensor, before: tuple[int, ...], scale: float | None, tree: Tree | None = None
 ) -> Tensor:
     """q [B, T, H, D]; k, v [B, G, L, D], of which query t of row b sees the first before[b] + t + 1 (of the T new ones
     in a tree, its ancestors and itself) -> [B, T, H, D]."""
@@ -63,6 +82,12 @@ def attend(
         scale=scale,
         enable_gqa=heads != k.shape[1],
     ).transpose(1, 2)
+
+
+@op
+def sigmoid_gate(x: Tensor, gate: Tensor) -> Tensor:
+    """x, gate [...] -> x sigmoid(gate)."""
+    return x * gate.sigmoid()
 
 
 @mixer("attention")
@@ -137,21 +162,16 @@ class Attention(Mixer):
         if self.gate:  # per head [q | gate]
             q, gate = q.chunk(2, -1)
         k = self.k_proj(x, step.route).unflatten(-1, (self.kv_heads, -1))
-        v = self.v_proj(x, step.route).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
-        q, k = self._rows(q, self.q_norm, step), self._rows(k, self.k_norm, step).transpose(1, 2)
+        v = self.v_proj(x, step.route).unflatten(-1, (self.kv_heads, -1))
+        q, k = self._rows(q, self.q_norm, step), self._rows(k, self.k_norm, step).to(v.dtype)
         pending: dict[str, Pending]
         if self.window:
-            o, pending = self._attend_ring(q.transpose(1, 2), k, v, state, step)
+            o, pending = self._attend_ring(*(rows.transpose(1, 2) for rows in (q, k, v)), state, step)
             o = o.transpose(1, 2)
         else:
-            tape = state["kv"]
-            assert isinstance(tape, Tape)
-            k = k.to(v.dtype)
-            keys, values = tape.peek(k, v)
-            o = attend(q.to(values.dtype), keys, values, tape.lengths, self.scale, tree=step.tree)
-            pending = {"kv": Append(tape, k, v)}
+            o, pending = self._attend_tape(q.to(v.dtype), k, v, state["kv"], step)
         if self.gate:
-            o = o * gate.sigmoid()
+            o = sigmoid_gate(o, gate)
         return self.o_proj(o.flatten(-2), step.route), pending
 
     def _rows(self, x: Tensor, norm: nn.Module, step: Step) -> Tensor:
@@ -170,6 +190,20 @@ class Attention(Mixer):
         """cos, sin [B, T, 1, R]."""
         cos, sin = rotary_tables(step.rotary, self.rotary, self.theta, self.sections, self.scaling)
         return cos.to(dtype).transpose(1, 2), sin.to(dtype).transpose(1, 2)
+
+    def _attend_tape(
+        self, q: Tensor, k: Tensor, v: Tensor, tape: Leaf, step: Step
+    ) -> tuple[Tensor, dict[str, Pending]]:
+        assert isinstance(tape, Tape)
+        rows = k.transpose(1, 2), v.transpose(1, 2)
+        if torch.is_grad_enabled() or step.tree is not None:
+            o = seen(q, *tape.peek(*rows), tape.lengths, self.scale, step.tree)
+        elif (tape := tape.ready(k.shape[1])).whole:
+            o = attend(q, k, v, *tape.stores, tape.lengths, self.scale)
+            tape.wrote(*rows)
+        else:
+            o = attend(q, k, v, *tape.peek(*rows), tape.lengths, self.scale)
+        return o, {"kv": Append(tape, *rows)}
 
     def _attend_ring(
         self, q: Tensor, k: Tensor, v: Tensor, state: dict[str, Leaf], step: Step

@@ -115,6 +115,12 @@ class TokenShift(nn.Module):
         return mixes.unbind(), Window(rows, 1)
 
 
+@op
+def activate(x: Tensor, kind: str) -> Tensor:
+    """tanh(x) or sigmoid(x), by name."""
+    return x.tanh() if kind == "tanh" else x.sigmoid()
+
+
 class LowRank(nn.Module):
     """base + B f(A x): the small data-dependent parts of decay, in-context rate, value mix and gate."""
 
@@ -125,8 +131,7 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         inner = self.A(x, step.route)
-        inner = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "": lambda t: t}[self.activation](inner)
-        y = self.B(inner, step.route)
+        y = self.B(activate(inner, self.activation) if self.activation else inner, step.route)
         return y if self.base is None else y + self.base.to(y.dtype)
 
 

@@ -118,6 +118,27 @@ class Tape:
         blocks = (tensor.untyped_storage() for pair in pairs for tensor in pair)
         return {block._cdata: block.nbytes() for block in blocks}
 
+    @property
+    def whole(self) -> bool:
+        """Whether all rows lie in one store."""
+        return not self._past
+
+    @property
+    def stores(self) -> Rows:
+        """k, v [B, H, capacity, D] of a `whole` tape; what lies behind a row's length is scratch."""
+        return self._store.k, self._store.v
+
+    def ready(self, more: int) -> Tape:
+        """A tape of the same rows that may write `more` behind each: this one, unless another went on from it."""
+        tape = self._writable()
+        tape._reserve(max(tape._own, default=0) + more)
+        tape._store.written = None
+        return tape
+
+    def wrote(self, k: Tensor, v: Tensor) -> None:
+        """Says that the scratch of a `ready` tape now holds these rows [B, H, T, D]."""
+        self._store.written = (k, v, self._own)
+
     def peek(self, k: Tensor, v: Tensor) -> Rows:
         """The rows followed by new ones k, v [B, H, T, D], without appending: row b's new rows start at lengths[b].
 

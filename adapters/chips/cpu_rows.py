@@ -14,6 +14,7 @@ from fluvial.adapters.ops import kernel
 
 SMALL = 1 << 17  # values of a row-wise op: torch's threads take longer inputs
 WIDTH = 256  # channels of an attention head at most, as in kernels/memory.h
+ACTIVATIONS = ("tanh", "sigmoid")  # as in kernels/rows.cpp
 QUERIES = 64  # rows of q that share a key at most, as in kernels/attend.cpp
 
 _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -58,31 +59,41 @@ def _head_rows(
     return fits and plain(x, *more, cos, sin)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, before: tuple[int, ...], scale: float | None) -> bool:
+def _sigmoid_gate(x: Tensor, gate: Tensor) -> bool:
+    return 0 < x.numel() <= SMALL and x.shape == gate.shape and plain(x, gate)
+
+
+def _activate(x: Tensor, kind: str) -> bool:
+    return 0 < x.numel() <= SMALL and kind in ACTIVATIONS and plain(x)
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, k_store: Tensor, v_store: Tensor, before: tuple[int, ...], scale: float | None
+) -> bool:
     if (
         q.ndim != 4
-        or k.ndim != 4
+        or k_store.ndim != 4
         or not 1 <= q.shape[1] <= STEP_TOKENS
         or q.dtype not in (torch.float32, torch.bfloat16)
     ):
         return False
-    (B, T, H, D), (_, G, rows, _) = q.shape, k.shape
+    (B, T, H, D), (_, G, rows, _), step = q.shape, k_store.shape, k_store.stride()
+    if G == 0 or k_store.shape != (B, G, rows, D) or v_store.shape != (B, G, rows, D) or len(before) != B:
+        return False
+    for t in (k, v, k_store, v_store):
+        if t.dtype is not q.dtype or not t.is_cpu or (t.requires_grad and torch.is_grad_enabled()):
+            return False
     return (
         1 <= D <= WIDTH
-        and G > 0
         and H % G == 0
         and H // G * T <= QUERIES
-        and k.shape == v.shape == (B, G, rows, D)
-        and k.dtype == v.dtype == q.dtype
-        and k.stride() == v.stride()
-        and k.stride()[2:] == (D, 1)
-        and len(before) == B
+        and same((B, T, G, D), k, v)
+        and step == v_store.stride()
+        and step[2:] == (D, 1)
         and min(before) >= 0
         and max(before) + T <= rows
         and q.is_cpu
-        and k.is_cpu
-        and v.is_cpu
-        and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
+        and not (q.requires_grad and torch.is_grad_enabled())
     )
 
 
@@ -95,7 +106,9 @@ def _register(library: native.Library) -> None:
     layer = library.kernel("layer_norm", [_POINTER] * 4 + [_SIZE] * 2 + [_FLOAT])
     silu = library.kernel("gated_silu", [_POINTER] * 3 + [_SIZE, _FLOAT])
     heads = library.kernel("head_rows", [_POINTER] * 5 + [_SIZE] * 7 + [_FLOAT] * 2)
-    softmax = library.kernel("attend", [_POINTER] * 5 + [_SIZE] * 8 + [_FLOAT, _SIZE])
+    gate_by = library.kernel("sigmoid_gate", [_POINTER] * 3 + [_SIZE])
+    through = library.kernel("activate", [_POINTER] * 2 + [_SIZE] * 2)
+    softmax = library.kernel("attend", [_POINTER] * 7 + [_SIZE] * 6 + [_FLOAT, _SIZE])
 
     @kernel("short_conv", "cpu", label=few, accepts=_short_conv)
     def short_conv(*args: Any, instructions: str | None = None) -> tuple[Tensor, Tensor]:
@@ -145,22 +158,37 @@ def _register(library: native.Library) -> None:
         heads(instructions)(*at(x, *given, y), B, T, H, D, R, x.stride(1), x.stride(2), *rest[3:])
         return y
 
+    @kernel("sigmoid_gate", "cpu", label=small, accepts=_sigmoid_gate)
+    def sigmoid_gate(x: Tensor, gate: Tensor, *, instructions: str | None = None) -> Tensor:
+        given = contiguous((x, gate))
+        y = torch.empty_like(given[0])
+        gate_by(instructions)(*at(*given, y), y.numel())
+        return y
+
+    @kernel("activate", "cpu", label=small, accepts=_activate)
+    def activate(x: Tensor, kind: str, *, instructions: str | None = None) -> Tensor:
+        x = x.contiguous()
+        y = torch.empty_like(x)
+        through(instructions)(*at(x, y), y.numel(), ACTIVATIONS.index(kind))
+        return y
+
     @kernel("attend", "cpu", label=few, accepts=_attend)
     def attend(
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        k_store: Tensor,
+        v_store: Tensor,
         before: tuple[int, ...],
         scale: float | None,
         *,
         instructions: str | None = None,
     ) -> Tensor:
-        q = q.contiguous()
-        (B, T, H, D), (_, G, _, _) = q.shape, k.shape
-        o, starts = torch.empty_like(q), (ctypes.c_int64 * B)(*before)
-        sizes = (B, T, H, G, D, k.stride(1), k.stride(0), q.dtype == torch.bfloat16, scale or D**-0.5)
-        work = threads(2 * T * H * D * (sum(before) + B * T))
-        softmax(instructions)(*at(q, k, v, o), starts, *sizes, work)
+        given = contiguous((q, k, v))
+        (B, T, H, D), G = q.shape, k.shape[2]
+        o, about = torch.empty_like(given[0]), native.numbers((k_store.stride(1), k_store.stride(0), *before), k_store)
+        sizes = (B, T, H, G, D, q.dtype == torch.bfloat16, scale or D**-0.5, torch.get_num_threads())
+        softmax(instructions)(*at(*given, k_store, v_store, o), about, *sizes)
         return o
 
 

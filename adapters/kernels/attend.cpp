@@ -1,4 +1,4 @@
-// Softmax attention of a few new tokens over the tape (models/attention.py, `attend`): one pass over keys and values
+// Softmax attention of a few new tokens over the tape (models/attention.py, `attend`), which takes them in: one pass over keys and values
 // for all query heads that share them, softmax sums carried along (Milakov & Gimelshein 2018), fp32 inside.
 
 #include "lanes.h"
@@ -71,12 +71,21 @@ INLINE void head(const Row *q, const Row *k, const Row *v, Row *o, int64_t queri
 }
 
 template <typename Row>
-INLINE void attend(const Row *q, const Row *k, const Row *v, Row *o, const int64_t *before, int64_t B, int64_t T,
-                   int64_t H, int64_t G, int64_t D, int64_t k_head, int64_t k_batch, float scale, int64_t threads) {
-  const int64_t heads = H / G;
-  share(B * G, threads, [&](int64_t job) {
-    const int64_t b = job / G, g = job % G, at = b * T * H * D + g * heads * D;
-    const Row *k_g = k + b * k_batch + g * k_head, *v_g = v + b * k_batch + g * k_head;
+INLINE void append(const Row *from, Row *to, int64_t T, int64_t step, int64_t D) {
+  for (int64_t t = 0; t < T; ++t) std::memcpy(to + t * D, from + t * step, sizeof(Row) * D);
+}
+
+template <typename Row>
+INLINE void attend(const Row *q, const Row *k, const Row *v, Row *k_store, Row *v_store, Row *o, const int64_t *about,
+                   int64_t B, int64_t T, int64_t H, int64_t G, int64_t D, float scale, int64_t threads) {
+  const int64_t heads = H / G, k_head = about[0], k_batch = about[1], *before = about + 2;
+  int64_t rows = B * T;
+  for (int64_t b = 0; b < B; ++b) rows += before[b];
+  share(B * G, 2 * T * H * D * rows >= THREADED ? threads : 1, [&](int64_t job) {
+    const int64_t b = job / G, g = job % G, at = b * T * H * D + g * heads * D, fresh = (b * T * G + g) * D;
+    Row *k_g = k_store + b * k_batch + g * k_head, *v_g = v_store + b * k_batch + g * k_head;
+    append(k + fresh, k_g + before[b] * D, T, G * D, D);
+    append(v + fresh, v_g + before[b] * D, T, G * D, D);
     if (D == 128)  // a width that the compiler knows
       head(q + at, k_g, v_g, o + at, heads * T, heads, H * D, before[b], 128, scale);
     else
@@ -86,15 +95,18 @@ INLINE void attend(const Row *q, const Row *k, const Row *v, Row *o, const int64
 
 }  // namespace
 
-// q, o [B, T, H, D]; k, v: batch rows k_batch and heads k_head apart, rows of D adjacent; before [B]: tokens that came
-// before row b's. All fp32, or all bf16 with `half`.
-KERNEL(attend)(const void *q, const void *k, const void *v, void *o, const int64_t *before, int64_t B, int64_t T,
-               int64_t H, int64_t G, int64_t D, int64_t k_head, int64_t k_batch, int64_t half, float scale,
-               int64_t threads) {
+// q, o [B, T, H, D]; new rows k, v [B, T, G, D], which are written behind the first before[b] of the stores. Those have
+// batch rows and heads so far apart, rows of D adjacent; about: a head's step, a batch row's step, before [B]. All fp32,
+// or all bf16 with `half`.
+KERNEL(attend)(const void *q, const void *k, const void *v, void *k_store, void *v_store, void *o, const int64_t *about,
+               int64_t B, int64_t T, int64_t H, int64_t G, int64_t D, int64_t half, float scale, int64_t threads) {
   if (half)
     attend(static_cast<const uint16_t *>(q), static_cast<const uint16_t *>(k), static_cast<const uint16_t *>(v),
-           static_cast<uint16_t *>(o), before, B, T, H, G, D, k_head, k_batch, scale, threads);
+           static_cast<uint16_t *>(k_store), static_cast<uint16_t *>(v_store), static_cast<uint16_t *>(o), about, B, T,
+           H, G, D, scale, threads);
   else
     attend(static_cast<const float *>(q), static_cast<const float *>(k), static_cast<const float *>(v),
-           static_cast<float *>(o), before, B, T, H, G, D, k_head, k_batch, scale, threads);
+           static_cast<float *>(k_store), static_cast<float *>(v_store), static_cast<float *>(o), about, B, T, H, G, D,
+           scale, threads);
 }
+RECORDED(attend)

@@ -52,3 +52,4 @@ KERNEL(gated_delta_mix)(const float *rows, const float *a, const float *b, const
     if (out) streamed();
   });
 }
+RECORDED(gated_delta_mix)

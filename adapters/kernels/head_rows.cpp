@@ -24,3 +24,4 @@ KERNEL(head_rows)(const float *x, const float *gain, const float *cos, const flo
         }
       }
 }
+RECORDED(head_rows)

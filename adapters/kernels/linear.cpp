@@ -417,11 +417,13 @@ KERNEL(int4_linear)(const void *x, const uint8_t *q, const uint16_t *scale, cons
                     int64_t N, int64_t K, int64_t group, int64_t bf16, int64_t bf16_scales, int64_t threads) {
   multiply(Int4{{q, {scale, bf16_scales}, {offset, bf16_scales}, K, group}}, x, {y, N, bf16}, M, threads);
 }
+RECORDED(int4_linear)
 
 KERNEL(int8_linear)(const void *x, const uint8_t *q, const uint16_t *scale, void *y, int64_t M, int64_t N, int64_t K,
                     int64_t group, int64_t bf16, int64_t bf16_scales, int64_t threads) {
   multiply(Int8{{q, {scale, bf16_scales}, {nullptr, 0}, K, group}}, x, {y, N, bf16}, M, threads);
 }
+RECORDED(int8_linear)
 
 KERNEL(dense_linear)(const void *x, const void *weight, void *y, int64_t M, int64_t N, int64_t K, int64_t bf16,
                      int64_t bf16_weight, int64_t threads) {
@@ -430,3 +432,4 @@ KERNEL(dense_linear)(const void *x, const void *weight, void *y, int64_t M, int6
   else
     multiply(Dense<float>{static_cast<const float *>(weight), K}, x, {y, N, bf16}, M, threads);
 }
+RECORDED(dense_linear)

@@ -95,3 +95,4 @@ KERNEL(mamba2_mix)(const float *mixed, const float *dt, const float *z, const fl
   });
   norm_groups_of(y, gain, z, before, B * T, norm_groups, inner / norm_groups, eps, 1);
 }
+RECORDED(mamba2_mix)

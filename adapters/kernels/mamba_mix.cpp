@@ -54,3 +54,4 @@ KERNEL(mamba_mix)(const float *u, const float *dt, const float *z, const float *
     }
   });
 }
+RECORDED(mamba_mix)

@@ -27,6 +27,7 @@ KERNEL(rms_norm)(const float *x, const float *gain, float *y, int64_t rows, int6
     for (int64_t i = 0; i < width; ++i) y[i] = x[i] * by * (offset + gain[i]);
   }
 }
+RECORDED(rms_norm)
 
 // x, y [rows, width], gain, shift [width]: y = (x - mean) / std gain + shift.
 KERNEL(layer_norm)(const float *x, const float *gain, const float *shift, float *y, int64_t rows, int64_t width,
@@ -41,6 +42,7 @@ KERNEL(layer_norm)(const float *x, const float *gain, const float *shift, float 
     for (int64_t i = 0; i < width; ++i) y[i] = (x[i] - mean) * by * gain[i] + shift[i];
   }
 }
+RECORDED(layer_norm)
 
 // x [B, T, C], past [B, 1, C], mu [M, C] -> rows [B, 1 + T, C] = past, x and mixed [M, B, T, C].
 KERNEL(token_shift)(const float *x, const float *past, const float *mu, float *rows, float *mixed, int64_t M, int64_t B,
@@ -58,6 +60,7 @@ KERNEL(token_shift)(const float *x, const float *past, const float *mu, float *r
       }
   }
 }
+RECORDED(token_shift)
 
 // x [B, T, C], past [B, size - 1, C], taps [C, size], bias [C] or null -> rows [B, size - 1 + T, C] = past, x and
 // y [B, T, C] with y_t = bias + sum_j taps_j rows_{t+j}, through SiLU if asked.
@@ -78,9 +81,30 @@ KERNEL(short_conv)(const float *x, const float *past, const float *taps, const f
     }
   }
 }
+RECORDED(short_conv)
 
 // gate, up, y [n]: y = silu(scale gate) up.
 KERNEL(gated_silu)(const float *gate, const float *up, float *y, int64_t n, float scale) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) y[i] = silu1(scale * gate[i]) * up[i];
 }
+RECORDED(gated_silu)
+
+// x, gate, y [n]: y = x sigmoid(gate).
+KERNEL(sigmoid_gate)(const float *x, const float *gate, float *y, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) y[i] = x[i] * sigmoid1(gate[i]);
+}
+RECORDED(sigmoid_gate)
+
+// x, y [n]: y = tanh(x) or, with `kind` 1, sigmoid(x).
+KERNEL(activate)(const float *x, float *y, int64_t n, int64_t kind) {
+  if (kind == 1) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) y[i] = sigmoid1(x[i]);
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) y[i] = tanh1(x[i]);
+  }
+}
+RECORDED(activate)

@@ -56,3 +56,4 @@ KERNEL(rwkv7_mix)(const float *r, const float *w, const float *k, const float *v
     if (out) streamed();
   });
 }
+RECORDED(rwkv7_mix)

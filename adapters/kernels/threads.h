@@ -15,6 +15,8 @@ void waited(int64_t ns);     // how long the caller's thread waited at the end o
 
 namespace {
 
+constexpr int64_t THREADED = 1 << 18;  // multiply-adds below which threads cost more than they save; chips/cpu.py
+
 // job(i) for i in [0, jobs), in any order, by up to `threads` threads.
 template <typename Job>
 INLINE void share(int64_t jobs, int64_t threads, const Job &job) {

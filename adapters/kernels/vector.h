@@ -70,6 +70,17 @@ INLINE float exp1(float x) {  // exact 0 below -87, finite above 88
 INLINE float sigmoid1(float x) { return 1.f / (1.f + exp1(-x)); }
 INLINE float silu1(float x) { return x / (1.f + exp1(-x)); }
 
+INLINE float tanh1(float x) {  // near 0 its series (Cephes), further out 1 - 2 / (e^2x + 1)
+  const float square = x * x;
+  float p = -5.70498872745e-3f;
+  p = p * square + 2.06390887954e-2f;
+  p = p * square - 5.37397155531e-2f;
+  p = p * square + 1.33314422036e-1f;
+  p = p * square - 3.33332819422e-1f;
+  const float near = p * square * x + x, far = 1.f - 2.f / (exp1(2.f * x) + 1.f);
+  return square < 0.39f ? near : far;
+}
+
 INLINE float softplus1(float x) {  // max(x, 0) + log(1 + e^-|x|), the logarithm as 2 atanh(t / (2 + t))
   const float t = exp1(x > 0.f ? -x : x), s = t / (2.f + t), q = s * s;
   float p = 1.f / 15.f;

@@ -89,8 +89,9 @@ def head_rows(B: int, T: int, H: int, D: int, R: int, norm: bool) -> tuple[Any, 
 
 def attend(T: int, H: int, G: int, D: int, *before: int) -> tuple[Any, ...]:
     B, rows, draw = len(before), max(before) + T, _random(T + H + D)
-    k, v = (draw(B, G, rows + 3, D)[:, :, :rows] for _ in range(2))  # a store holds more than its tape
-    return 2 * draw(B, T, H, D), k, v, before, None if H == G else 0.3
+    stores = (draw(B, G, rows + 3, D) for _ in range(2))
+    new = draw(B, T, G, D), draw(B, T, G, D)
+    return 2 * draw(B, T, H, D), *new, *stores, before, None if H == G else 0.3
 
 
 def of_rows(*widths: int) -> Callable[..., tuple[Any, ...]]:
@@ -243,6 +244,16 @@ SAMPLES = {
         shapes=[(1, 3584), (5, 33), (1, 1)],
         declined=[(129, 1024)],
     ),
+    "sigmoid_gate": Samples(
+        lambda rows, D: (_random(1)(rows, D), 20 * _random(2)(rows, D)),
+        shapes=[(1, 2048), (5, 33), (1, 1)],
+        declined=[(129, 1024)],
+    ),
+    "activate": Samples(
+        lambda rows, D, kind, size: (size * _random(1)(rows, D), kind),
+        shapes=[(3, 33, kind, size) for kind in ("tanh", "sigmoid") for size in (1e-3, 1.0, 30.0)],
+        declined=[(129, 1024, "tanh", 1.0), (1, 8, "relu", 1.0)],
+    ),
     "head_rows": Samples(
         head_rows,
         shapes=[(1, 1, 16, 128, 64, True), (2, 5, 3, 17, 8, True), (2, 3, 2, 8, 4, False), (2, 3, 2, 9, 0, True)],
@@ -380,6 +391,19 @@ def test_padding_leaves_a_state_bit_for_bit(
     args[padding] = torch.ones_like(args[padding])
     for kernel in ops.registered()[mix.__name__].kernels:
         assert torch.equal(kernel.run(*args)[-1], args[state])
+
+
+@torch.no_grad()
+def test_attention_takes_the_new_rows_in() -> None:
+    for kernel in ops.registered()["attend"].kernels:
+        for variant in _variants(kernel):
+            q, k, v, k_store, v_store, before, scale = attend(3, 8, 2, 64, 100, 7)
+            stores = k_store.clone(), v_store.clone()
+            _run(kernel, variant, (q, k, v, *stores, before, scale))
+            for store, old, new in zip(stores, (k_store, v_store), (k, v), strict=True):
+                for b, at in enumerate(before):
+                    old[b, :, at : at + 3] = new[b].transpose(0, 1)
+                assert torch.equal(store, old)
 
 
 @torch.no_grad()
