@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from fluvial.adapters.formats import DENSE, Format
 from fluvial.adapters.formats.base import Parts
 from fluvial.adapters.lora import Route, Update, routed
+from fluvial.adapters.module import Module
 
 
-class Linear(nn.Module):
+class Linear(Module):
     """y = x W^T + bias + the routed plugins' updates; x [..., in] -> y [..., out]."""
 
     def __init__(

@@ -19,7 +19,7 @@ import torch  # before the library: it brings the one OpenMP runtime that both u
 
 from fluvial.adapters.errors import UnsupportedError
 
-ABI = 4  # as in kernels/abi.cpp
+ABI = 5  # as in kernels/abi.cpp
 SETS = ("baseline", "avx2", "avx512", "avx512vnni")  # narrowest first; each copy's suffix
 _recording: ContextVar[Recorder | None] = ContextVar("recording", default=None)
 
@@ -34,11 +34,11 @@ class Recorder(Protocol):
 class Function:
     """A compiled kernel with its ctypes argument types."""
 
-    __slots__ = ("_handle", "_name", "arguments", "run", "set")
+    __slots__ = ("_handle", "arguments", "instructions", "name", "run")
 
-    def __init__(self, handle: ctypes.CDLL, name: str, set: str, arguments: Sequence[Any]) -> None:
-        self._handle, self._name, self.set, self.arguments = handle, name, set, tuple(arguments)
-        self.run = getattr(handle, f"fluvial_{name}_{set}")
+    def __init__(self, handle: ctypes.CDLL, name: str, instructions: str, arguments: Sequence[Any]) -> None:
+        self._handle, self.name, self.instructions, self.arguments = handle, name, instructions, tuple(arguments)
+        self.run = getattr(handle, f"fluvial_{name}_{instructions}")
         self.run.argtypes, self.run.restype = list(arguments), None
 
     def __call__(self, *args: Any) -> None:
@@ -50,12 +50,12 @@ class Function:
     @property
     def words(self) -> int | None:
         """The address of the same kernel with its arguments in an array; None where it has none."""
-        found = getattr(self._handle, f"fluvial_{self._name}_words_{self.set}", None)
+        found = getattr(self._handle, f"fluvial_{self.name}_words_{self.instructions}", None)
         return None if found is None else ctypes.cast(found, ctypes.c_void_p).value
 
 
 def numbers(values: Sequence[int], about: torch.Tensor) -> Any:
-    """int64 values for a kernel that another call of the same shapes may have different: where `about` ends, and so on."""
+    """int64 values for a kernel, about a tensor that it uses; the next call of the same shapes may have others."""
     array = (ctypes.c_int64 * len(values))(*values)
     recorder = _recording.get()
     if recorder is not None:

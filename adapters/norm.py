@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fluvial.adapters.errors import UnsupportedError
+from fluvial.adapters.module import Module
 from fluvial.adapters.ops import op
 
 
@@ -22,7 +23,7 @@ def layer_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], gain, shift, eps)
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(Module):
     """x / rms(x) * (offset + gain) over the last dimension, in fp32 (Zhang & Sennrich 2019). `offset` 1: gain is
     kept as w-1."""
 
@@ -36,7 +37,7 @@ class RMSNorm(nn.Module):
         return rms_norm(wide, self.gain.to(wide.dtype), self.offset, self.eps).to(x.dtype)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(Module):
     """(x - mean) / std * gain + shift over the last dimension, in fp32; with `groups` > 1, per group of channels."""
 
     def __init__(self, width: int, eps: float = 1e-5, groups: int = 1) -> None:

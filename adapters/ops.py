@@ -85,6 +85,11 @@ def reference_only() -> Iterator[None]:
         _reference_only.reset(token)
 
 
+def only_references() -> bool:
+    """Whether this is inside `reference_only()`."""
+    return _reference_only.get()
+
+
 def explain(device: str = "cpu") -> dict[str, str]:
     """Which implementation each op prefers on `device`."""
     return {

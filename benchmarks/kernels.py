@@ -71,7 +71,12 @@ OTHERS: dict[str, tuple[str, Callable[[int], list[Any]]]] = {
     ),
     "attention 16/8 x 128, 1000 rows": (
         "attend",
-        lambda T: [torch.randn(1, T, n, 128) for n in (16, 8, 8)] + [*torch.randn(2, 1, 8, 1000 + T, 128), (1000,), None],
+        lambda T: [
+            *(torch.randn(1, T, heads, 128) for heads in (16, 8, 8)),
+            *torch.randn(2, 1, 8, 1000 + T, 128),
+            (1000,),
+            None,
+        ],
     ),
 }
 

@@ -166,7 +166,8 @@ class Attention(Mixer):
         q, k = self._rows(q, self.q_norm, step), self._rows(k, self.k_norm, step).to(v.dtype)
         pending: dict[str, Pending]
         if self.window:
-            o, pending = self._attend_ring(*(rows.transpose(1, 2) for rows in (q, k, v)), state, step)
+            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+            o, pending = self._attend_ring(q, k, v, state, step)
             o = o.transpose(1, 2)
         else:
             o, pending = self._attend_tape(q.to(v.dtype), k, v, state["kv"], step)
@@ -188,8 +189,9 @@ class Attention(Mixer):
 
     def _tables(self, step: Step, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos, sin [B, T, 1, R]."""
-        cos, sin = rotary_tables(step.rotary, self.rotary, self.theta, self.sections, self.scaling)
-        return cos.to(dtype).transpose(1, 2), sin.to(dtype).transpose(1, 2)
+        tables = rotary_tables(step.rotary, self.rotary, self.theta, self.sections, self.scaling)
+        cos, sin = tables.to(dtype).transpose(2, 3).unbind()
+        return cos, sin
 
     def _attend_tape(
         self, q: Tensor, k: Tensor, v: Tensor, tape: Leaf, step: Step

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fluvial.adapters.module import Module
 from fluvial.adapters.ops import op
 from fluvial.models.journal import Window
 from fluvial.models.tree import Tree
@@ -27,7 +28,7 @@ def short_conv(
     return F.silu(y) if activate else y, rows
 
 
-class ShortConv(nn.Module):
+class ShortConv(Module):
     """Depthwise causal convolution over the last `size` tokens, through SiLU if asked; its leaf holds the size - 1
     inputs before x."""
 

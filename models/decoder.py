@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fluvial.adapters.errors import IntegrityError, UnsupportedError, UsageError
 from fluvial.adapters.linear import Embedding, Linear
 from fluvial.adapters.lora import Route, weighted
+from fluvial.adapters.module import Module
 from fluvial.adapters.norm import norm
 from fluvial.adapters.recipes import formats_in
 from fluvial.models import (  # noqa: F401  (they register)
@@ -33,8 +34,10 @@ from fluvial.models import (  # noqa: F401  (they register)
 )
 from fluvial.models.journal import Final, Journal, Pending, Rounding, TreeJournal
 from fluvial.models.mixer import Mixer, Step, build
+from fluvial.models.packed_leaves import PackedLeaves
+from fluvial.models.replay import Replays
 from fluvial.models.rounded import Rounded, is_memory, known
-from fluvial.models.state import Leaf, State
+from fluvial.models.state import Leaf, State, by_block, wide
 from fluvial.models.tree import Tree
 
 
@@ -82,7 +85,7 @@ class DecoderConfig:
         return {label: labels.count(label) for label in dict.fromkeys(labels)}
 
 
-class Block(nn.Module):
+class Block(Module):
     """x + mixer(norm(x)), or x + norm(mixer(x))."""
 
     def __init__(self, config: DecoderConfig, block: BlockConfig) -> None:
@@ -99,7 +102,7 @@ class Block(nn.Module):
         return torch.add(x, self.norm(y) if self.norm_after else y, alpha=self.scale), pending
 
 
-class Decoder(nn.Module):
+class Decoder(Module):
     """Hidden states x [B, T, D] in, hidden states and the next `State` (or a `Journal`) out; one forward for
     every T >= 1."""
 
@@ -115,6 +118,7 @@ class Decoder(nn.Module):
         self.kv = "exact"  # how attention keeps its rows: models.kv
         self.state_dtype = "fp32"  # what memories are kept in between forwards: rounded.STATE_DTYPES
         self._fingerprint = ""
+        self._replays = Replays()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -204,8 +208,11 @@ class Decoder(nn.Module):
             raise UsageError(f"positions {list(positions.shape)} do not fit {batch} rows with {tokens} tokens.")
         ragged = None if all(n == tokens for n in limit) else limit
         step = Step(state.position, tokens, x.device, ragged, journal, route, state.rotary, positions)
-        hidden, pending = self._through(x, state, step)
-        result = Journal(state, pending, limit, positions)
+        found = self._replays.run(self, self._through, x, state, step) if x.shape[2] == width else None
+        hidden, after = found or self._through(x, state.leaves, step)
+        if isinstance(after, PackedLeaves):
+            return hidden, Journal(state, {}, limit, positions).moved(limit, after)
+        result = Journal(state, after, limit, positions)
         return hidden, result if journal else result.commit(limit)
 
     @property
@@ -227,24 +234,24 @@ class Decoder(nn.Module):
         if self.treeless:
             raise UnsupportedError(f"No form for trees in: {', '.join(sorted(self.treeless))}.", hint="Draft a chain.")
         step = Step(state.position, tokens, x.device, None, True, route, state.rotary, tree=tree)
-        hidden, pending = self._through(x, state, step)
+        hidden, pending = self._through(x, state.leaves, step)
         return hidden, TreeJournal(state, pending, tree)
 
-    def _through(self, x: Tensor, state: State, step: Step) -> tuple[Tensor, dict[str, Pending]]:
+    def _through(self, x: Tensor, leaves: Mapping[str, Leaf], step: Step) -> tuple[Tensor, dict[str, Pending]]:
         """All blocks on x: hidden [B, T, D], and what each leaf becomes."""
-        limit = step.lengths or (step.tokens,) * state.batch
+        limit = step.lengths or (step.tokens,) * x.shape[0]
         x, *parts = step.blank(x).split(self.config.d_model, -1)
         deep = dict(zip(self.config.deepstack, parts, strict=False))  # all of them, or none
         x = x if self.embed_norm is None else step.blank(self.embed_norm(x))
         if self.config.wide_sum:
             x = x.to(torch.promote_types(x.dtype, torch.float32))
         pending: dict[str, Pending] = {}
-        for i, block in enumerate(self.blocks):
-            x, leaves = block(x, state.of_block(i), step)
+        for i, (block, own) in enumerate(zip(self.blocks, by_block(leaves, len(self.blocks)), strict=True)):
+            x, after = block(x, {name: wide(leaf) for name, leaf in own.items()}, step)
             if i in deep:
                 x = x + deep[i]
-            for name, leaf in leaves.items():
-                if isinstance(before := state.leaves[f"{i}.{name}"], Rounded):
+            for name, leaf in after.items():
+                if isinstance(before := leaves[f"{i}.{name}"], Rounded):
                     leaf = Rounding(leaf, before)
                 pending[f"{i}.{name}"] = leaf if step.journal else Final(leaf.commit(limit))  # now: its rows can go
         return self.norm(x).to(self.dtype), pending

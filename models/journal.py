@@ -9,7 +9,7 @@ Letters: B batch, T tokens, H heads, K and V key and value width, G running log 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -166,7 +166,10 @@ class Journal:
         count = (n,) * len(self.limit) if isinstance(n, int) else tuple(n)
         if len(count) != len(self.limit) or any(not 0 <= c <= top for c, top in zip(count, self.limit, strict=True)):
             raise UsageError(f"Cannot commit {n} tokens.", f"The forward had {list(self.limit)} tokens per row.")
-        leaves = {name: pending.commit(count) for name, pending in self._pending.items()}
+        return self.moved(count, {name: pending.commit(count) for name, pending in self._pending.items()})
+
+    def moved(self, count: Count, leaves: Mapping[str, Leaf]) -> State:
+        """The state with these leaves, count[b] tokens further."""
         position = tuple(p + c for p, c in zip(self._state.position, count, strict=True))
         return State(leaves, position, self._state.model, self._shift(count, position), self._state.dtype)
 

@@ -13,10 +13,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fluvial.adapters.errors import UnsupportedError
 from fluvial.adapters.lora import Route
+from fluvial.adapters.module import Module
 from fluvial.models.journal import Pending
 from fluvial.models.state import Leaf
 from fluvial.models.tree import Tree
@@ -87,7 +88,7 @@ class Step:
         return blank(values, self.padding)
 
 
-class Mixer(nn.Module):
+class Mixer(Module):
     """One block's inside. Subclasses register themselves under a kind and take their options as keyword arguments.
     `trees`: whether it heeds `Step.tree`."""
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -88,21 +89,27 @@ class Scaling:
 
 def rotary_tables(
     positions: Tensor, width: int, theta: float, sections: Sequence[int] = (), scaling: Scaling | None = None
-) -> tuple[Tensor, Tensor]:
-    """positions int64 [B, T] -> cos, sin [B, 1, T, width / 2]; angles in fp64, since positions reach millions.
+) -> Tensor:
+    """positions int64 [B, T] -> cos and sin [2, B, 1, T, width / 2]; angles in fp64, since positions reach millions.
 
     positions [3, B, T] (time, row, column) are interleaved over the frequencies (Qwen3-VL): the first 3 * sections[1]
     take rows at 1, 4, 7, ..., the first 3 * sections[2] columns at 2, 5, 8, ..., all others time.
     """
-    frequency = theta ** (-torch.arange(0, width, 2, dtype=torch.float64, device=positions.device) / width)
-    if scaling is not None:
-        frequency = scaling.stretch(frequency, theta)
+    frequency = _frequency(width, theta, scaling, positions.device)
     if positions.ndim == 2:
-        angle = positions[:, None, :, None].double() * frequency
+        angle = positions[:, None, :, None] * frequency
     else:
         angle = positions[_axes(width // 2, sections, positions.device)].movedim(0, -1)[:, None] * frequency
-    gain = scaling.gain if scaling is not None else 1.0
-    return angle.cos() * gain, angle.sin() * gain
+    tables = torch.stack([angle.cos(), angle.sin()])
+    return tables if scaling is None or scaling.gain == 1 else tables * scaling.gain
+
+
+@lru_cache(maxsize=16)
+def _frequency(width: int, theta: float, scaling: Scaling | None, device: torch.device) -> Tensor:
+    """In radians per token, fp64 [width / 2]."""
+    with torch.inference_mode(False):
+        frequency = theta ** (-torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)
+        return frequency if scaling is None else scaling.stretch(frequency, theta)
 
 
 def _axes(frequencies: int, sections: Sequence[int], device: torch.device) -> Tensor:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fluvial.adapters.linear import Linear
+from fluvial.adapters.module import Module
 from fluvial.adapters.norm import LayerNorm
 from fluvial.adapters.ops import op
 from fluvial.models.journal import Final, Outer, Pending, Window
@@ -103,7 +104,7 @@ def token_shift(x: Tensor, past: Tensor, mu: Tensor, *, tree: Tree | None = None
     return x + (before.to(x.dtype) - x) * mu[:, None, None], rows
 
 
-class TokenShift(nn.Module):
+class TokenShift(Module):
     """lerp(x_t, x_{t-1}, mu) for several mixes at once; its leaf is the last input."""
 
     def __init__(self, d_model: int, mixes: int) -> None:
@@ -121,7 +122,7 @@ def activate(x: Tensor, kind: str) -> Tensor:
     return x.tanh() if kind == "tanh" else x.sigmoid()
 
 
-class LowRank(nn.Module):
+class LowRank(Module):
     """base + B f(A x): the small data-dependent parts of decay, in-context rate, value mix and gate."""
 
     def __init__(self, d_model: int, rank: int, activation: str = "", base: bool = True) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,12 +51,7 @@ class State:
 
     def fork(self) -> State:
         """An independent continuation; it shares memory until either one moves on."""
-        return replace(self, leaves=dict(self.leaves))
-
-    def of_block(self, block: int) -> dict[str, Leaf]:
-        """The leaves of one block under their short names, as a mixer reads them."""
-        prefix = f"{block}."
-        return {name[len(prefix) :]: wide(leaf) for name, leaf in self.leaves.items() if name.startswith(prefix)}
+        return replace(self, leaves=copy(self.leaves))
 
     def nbytes(self, kind: str = "all") -> int:
         """Bytes held: `kind` is "recurrent" (constant), "tape" (grows) or "all"."""
@@ -130,6 +126,15 @@ class State:
 def wide(leaf: Leaf) -> Tensor | Tape:
     """A leaf as a mixer reads it."""
     return leaf.values if isinstance(leaf, Rounded) else leaf
+
+
+def by_block(leaves: Mapping[str, Leaf], blocks: int) -> list[dict[str, Leaf]]:
+    """The leaves of each block under their short names."""
+    own = [dict[str, Leaf]() for _ in range(blocks)]
+    for name, leaf in leaves.items():
+        block, _, short = name.partition(".")
+        own[int(block)][short] = leaf
+    return own
 
 
 def recurrent_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -27,12 +27,13 @@ MANY = 32  # tapes on a store; then those that are gone are forgotten
 Rows = tuple[Tensor, Tensor]  # k, v [B, H, L, D]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Store:
     k: Tensor  # [B, H, capacity, D]
     v: Tensor
     claimed: tuple[int, ...]
     written: tuple[Tensor, Tensor, tuple[int, ...]] | None = None  # the newest rows and the lengths they stand behind
+    place: tuple[int, int, int, int] | None = None  # see `Tape.place`
     shared: int = 0  # rows that forks read
     tapes: list[weakref.ref[Tape]] = field(default_factory=list)
 
@@ -128,6 +129,14 @@ class Tape:
         """k, v [B, H, capacity, D] of a `whole` tape; what lies behind a row's length is scratch."""
         return self._store.k, self._store.v
 
+    @property
+    def place(self) -> tuple[int, int, int, int]:
+        """The addresses of the stores, and how many values apart heads and batch rows are."""
+        store = self._store
+        if store.place is None:
+            store.place = store.k.data_ptr(), store.v.data_ptr(), store.k.stride(1), store.k.stride(0)
+        return store.place
+
     def ready(self, more: int) -> Tape:
         """A tape of the same rows that may write `more` behind each: this one, unless another went on from it."""
         tape = self._writable()
@@ -138,6 +147,12 @@ class Tape:
     def wrote(self, k: Tensor, v: Tensor) -> None:
         """Says that the scratch of a `ready` tape now holds these rows [B, H, T, D]."""
         self._store.written = (k, v, self._own)
+
+    def claim(self, n: int) -> Tape:
+        """A tape with n more rows behind each: those that a kernel wrote into the scratch of this `ready` tape."""
+        lengths = tuple(length + n for length in self.lengths)
+        self._store.claimed = lengths
+        return Tape(self._store, lengths)
 
     def peek(self, k: Tensor, v: Tensor) -> Rows:
         """The rows followed by new ones k, v [B, H, T, D], without appending: row b's new rows start at lengths[b].
@@ -225,6 +240,7 @@ class Tape:
             new = old.new_zeros(*old.shape[:2], capacity, old.shape[3])
             new[:, :, :used] = old[:, :, :used]
             setattr(self._store, name, new)
+        self._store.place = None
 
     def _write(self, k: Tensor, v: Tensor, n: tuple[int, ...]) -> None:
         self._store.written = (k, v, self._own) if min(n) == k.shape[2] else None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fluvial.adapters import native
-from fluvial.adapters.chips.cpu import STEP_TOKENS, at, contiguous, plain, same, short, threads
+from fluvial.adapters.chips.cpu import STEP_TOKENS, at, contiguous, plain, same, short
 from fluvial.adapters.ops import kernel
 
 SMALL = 1 << 17  # values of a row-wise op: torch's threads take longer inputs

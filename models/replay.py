@@ -1,0 +1,295 @@
+"""Replays: a decoder's forward of a few tokens as one native call (adapters/recording.py).
+
+The second forward of a shape is recorded, later ones run the recording: the same kernels on the same weights, so the
+same bits, without Python between them. A recording belongs to the weights that it was made with and ends when one is
+exchanged. What cannot be recorded (plugins, padding, half precision, mixers without kernels) goes on as before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import fields, is_dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fluvial.adapters import native, ops
+from fluvial.adapters.module import Module, changes
+from fluvial.adapters.recording import NotRecordable, Program, Recording, extent
+from fluvial.models.journal import Final, Pending
+from fluvial.models.mixer import Step
+from fluvial.models.packed_leaves import Layout, PackedLeaves
+from fluvial.models.state import Leaf, State
+from fluvial.models.tape import Tape
+
+TOKENS = 16  # a longer forward is not dominated by Python
+MOST = 32  # recordings that a decoder keeps
+
+Forward = Callable[[Tensor, Mapping[str, Leaf], Step], tuple[Tensor, dict[str, Pending]]]
+Result = tuple[Tensor, dict[str, Pending] | PackedLeaves]
+Maker = Callable[[list[Tensor], Mapping[str, Leaf]], Any]
+
+
+_eager: ContextVar[bool] = ContextVar("eager", default=False)
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Inside, every forward calls its kernels one by one (for tests and for timing them)."""
+    token = _eager.set(True)
+    try:
+        yield
+    finally:
+        _eager.reset(token)
+
+
+class _Heard(Step):
+    """A step whose numbers a recording must not see, other than through `memo`."""
+
+    plain: Step
+    recording: Recording
+    memos: list[tuple[Callable[[Step], Any], Any]]
+
+    @classmethod
+    def of(cls, step: Step, recording: Recording) -> _Heard:
+        heard = cls(**{f.name: getattr(step, f.name) for f in fields(Step)})
+        heard.plain, heard.recording, heard.memos = step, recording, []
+        return heard
+
+    def memo(self, key: Hashable, make: Callable[[Step], Any]) -> Any:
+        if key not in self._memo:
+            with self.recording.paused():
+                self._memo[key] = make(self.plain)
+            self.memos.append((make, self._memo[key]))
+        return self._memo[key]
+
+    @property
+    def positions(self) -> Tensor:
+        raise NotRecordable("a mixer computes with positions")
+
+    @property
+    def rotary(self) -> Tensor:
+        raise NotRecordable("a mixer computes with positions")
+
+
+class _Weights:
+    """The tensors of a module, and whether they still lie where they did."""
+
+    def __init__(self, module: nn.Module) -> None:
+        modules = list(module.modules())
+        self.hooked = any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+        self._owners = [d for m in modules for d in (m._parameters, m._buffers)]
+        self._plain = [m for m in modules if not isinstance(m, Module)]  # containers
+        self._children = [m._modules for m in modules if not isinstance(m, Module)]
+        self._inside, self._changes = self._held(), changes()
+        self.tensors = [t for t in chain.from_iterable(d.values() for d in self._owners) if t is not None]
+
+    def _held(self) -> list[Any]:
+        return list(chain.from_iterable(map(dict.values, self._children)))
+
+    @property
+    def unchanged(self) -> bool:
+        return self._changes == changes() and self._held() == self._inside
+
+
+class Replays:
+    """A decoder's recordings by the shape of the forward; a copy of the decoder starts without."""
+
+    def __init__(self) -> None:
+        self._weights: _Weights | None = None
+        self._known = dict[tuple[torch.Size, bool, int], _Replay | None]()  # None: seen once
+        self._layouts = dict[Layout, Layout]()
+
+    def __reduce__(self) -> tuple[type[Replays], tuple[()]]:
+        return Replays, ()
+
+    def refusals(self) -> dict[tuple[int, ...], str]:
+        """Why forwards of x [B, T, D] were not recorded, "" for those that were."""
+        return {key[0]: replay.why for key, replay in self._known.items() if replay is not None}
+
+    def run(self, decoder: nn.Module, forward: Forward, x: Tensor, state: State, step: Step) -> Result | None:
+        """What `forward(x, leaves, step)` gives, its leaves committed unless the step wants a journal. None where it
+        has to be called."""
+        if state.dtype != "fp32" or not _recordable(x, step):
+            return None
+        if self._weights is None or not self._weights.unchanged:
+            self._weights, self._known = _Weights(decoder), {}
+        key = x.shape, step.journal, torch.get_num_threads()
+        if key not in self._known:
+            while len(self._known) >= MOST:
+                del self._known[next(iter(self._known))]
+            self._known[key] = None
+            return None
+        replay = self._known[key]
+        if replay is None:
+            if not _whole(_ready(state.leaves, x.shape[1]).values()):
+                return None
+            replay = self._known[key] = _Replay(forward, self._weights, self._layouts, x, state, step)
+        return replay(x, state.leaves, step)
+
+
+def _recordable(x: Tensor, step: Step) -> bool:
+    return (
+        x.shape[1] <= TOKENS
+        and x.dtype is torch.float32
+        and x.is_cpu
+        and step.lengths is None
+        and step.tree is None
+        and not step.route
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not ops.only_references()
+        and not _eager.get()
+        and native.library() is not None
+    )
+
+
+class _Replay:
+    """One recorded forward; `why` it could not be recorded, if so."""
+
+    def __init__(
+        self, forward: Forward, weights: _Weights, layouts: dict[Layout, Layout], x: Tensor, state: State, step: Step
+    ) -> None:
+        self.why = "a hook looks into the forward" if weights.hooked else ""
+        try:
+            if not self.why:
+                self._record(forward, weights, layouts, x, state, step)
+        except NotRecordable as reason:
+            self.why = str(reason)
+
+    def _record(
+        self, forward: Forward, weights: _Weights, layouts: dict[Layout, Layout], x: Tensor, state: State, step: Step
+    ) -> None:
+        recording, x = Recording(), x.contiguous()
+        heard, leaves = _Heard.of(step, recording), _ready(state.leaves, x.shape[1])
+        names = [name for name, leaf in leaves.items() if isinstance(leaf, Tensor)]
+        with recording.listening():
+            hidden, pending = forward(x, leaves, heard)
+        after = {name: one.value for name, one in pending.items() if isinstance(one, Final)}
+        tensors = tuple((name, leaves[name].shape, leaves[name].dtype) for name in names)  # type: ignore[union-attr]
+        layout = Layout(tuple(leaves), tensors)
+        self._layout = layouts.setdefault(layout, layout)
+        self._memos = [(make, [t.stride() for t in _tensors(value)]) for make, value in heard.memos]
+        moving = [extent(x), *(extent(t) for _, value in heard.memos for t in _tensors(value))]
+        moving += [extent(leaf) for leaf in leaves.values() if isinstance(leaf, Tensor)]
+        self._tapes = [name for name, leaf in leaves.items() if isinstance(leaf, Tape)]
+        for name in self._tapes:
+            k, v = leaves[name].stores  # type: ignore[union-attr]
+            about = next((values for values, t in recording.described if t is k), None)
+            moving += [extent(k), extent(v)]
+            moving.append((0, 0) if about is None else (ctypes.addressof(about), ctypes.sizeof(about)))
+        kept = _Kept(recording)
+        self._hidden = kept.maker(hidden, leaves)
+        self._pending: dict[str, Maker] | None = None
+        if step.journal:
+            self._pending = {name: kept.maker(one, leaves) for name, one in pending.items()}
+        else:
+            for name, shape, dtype in tensors:
+                leaf = after[name]
+                if not isinstance(leaf, Tensor) or (leaf.shape, leaf.dtype) != (shape, dtype):
+                    raise NotRecordable("a leaf changes its shape")
+                if kept.add(leaf) != len(kept.tensors) - 1 or leaf.numel() != kept.tensors[-1].numel():
+                    raise NotRecordable("a leaf is not a piece of memory of its own")
+        self._kept = [(t.shape, t.dtype) for t in kept.tensors]
+        self._program = Program(recording, moving, kept.tensors, weights.tensors)
+
+    def __call__(self, x: Tensor, leaves: Mapping[str, Leaf], step: Step) -> Result | None:
+        if self.why:
+            return None
+        x, layout, tokens = x.contiguous(), self._layout, x.shape[1]
+        moving, held = [x.data_ptr()], list[Any]()
+        for make, strides in self._memos:
+            held.append(make(step))
+            tensors = _tensors(held[-1])
+            if [t.stride() for t in tensors] != strides:
+                return None
+            moving += [t.data_ptr() for t in tensors]
+        if isinstance(leaves, PackedLeaves) and leaves.layout is layout:
+            start = leaves.memory.data_ptr()
+            moving += [start + at for at in layout.offsets]
+            tapes = tuple(tape.ready(tokens) for tape in leaves.tapes)
+        else:
+            for name, shape, dtype in layout.tensors:
+                leaf = leaves[name]
+                if not isinstance(leaf, Tensor) or (leaf.shape, leaf.dtype) != (shape, dtype):
+                    return None
+                held.append(leaf.contiguous())
+                moving.append(held[-1].data_ptr())
+            tapes = tuple(leaves[name].ready(tokens) for name in self._tapes)  # type: ignore[union-attr]
+        if not _whole(tapes):
+            return None
+        about = [number for tape in tapes for number in (*tape.place[2:], *tape.lengths)]
+        numbers = (ctypes.c_int64 * len(about))(*about)
+        at, size = ctypes.addressof(numbers), 8 * (2 + x.shape[0])
+        for tape in tapes:
+            moving += (*tape.place[:2], at)
+            at += size
+        if self._pending is not None:
+            fresh = [torch.empty(shape, dtype=dtype) for shape, dtype in self._kept]
+            self._program(moving, [t.data_ptr() for t in fresh])
+            own = dict(leaves) | dict(zip(self._tapes, tapes, strict=True))
+            return self._hidden(fresh, own), {name: make(fresh, own) for name, make in self._pending.items()}
+        shape, dtype = self._kept[0]
+        hidden, memory = torch.empty(shape, dtype=dtype), layout.memory()
+        start = memory.data_ptr()
+        self._program(moving, [hidden.data_ptr(), *(start + at for at in layout.offsets)])
+        after = tuple(tape.claim(tokens) for tape in tapes)
+        return self._hidden([hidden], leaves), PackedLeaves(layout, memory, after)
+
+
+class _Kept:
+    """What a forward made and gives out: new in every run."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._made = {t.untyped_storage().data_ptr(): t for t in recording.made}
+        self._places, self.tensors = dict[int, int](), list[Tensor]()
+
+    def add(self, value: Tensor) -> int:
+        """Its place among them."""
+        start = value.untyped_storage().data_ptr()
+        whole = self._made.get(start)
+        if whole is None or not whole.is_contiguous():
+            raise NotRecordable("a result is not a piece of memory of its own")
+        if start not in self._places:
+            self._places[start] = len(self.tensors)
+            self.tensors.append(whole)
+        return self._places[start]
+
+    def maker(self, value: Any, leaves: Mapping[str, Leaf]) -> Maker:
+        """How to make the same of another run's tensors and leaves."""
+        for name, leaf in leaves.items():
+            if value is leaf:
+                return lambda fresh, leaves: leaves[name]
+        if isinstance(value, nn.Parameter):
+            return lambda fresh, leaves: value
+        if isinstance(value, Tensor):
+            at = self.add(value)
+            size, stride, offset, whole = value.shape, value.stride(), value.storage_offset(), self.tensors[at]
+            if whole.shape == size and whole.stride() == stride:
+                return lambda fresh, leaves: fresh[at]
+            return lambda fresh, leaves: fresh[at].as_strided(size, stride, offset)
+        if isinstance(value, tuple):
+            parts = [self.maker(one, leaves) for one in value]
+            return lambda fresh, leaves: tuple(part(fresh, leaves) for part in parts)
+        if is_dataclass(value):
+            kind, own = value.__class__, [self.maker(getattr(value, f.name), leaves) for f in fields(value)]
+            return lambda fresh, leaves: kind(*(part(fresh, leaves) for part in own))
+        return lambda fresh, leaves: value
+
+
+def _ready(leaves: Mapping[str, Leaf], tokens: int) -> dict[str, Leaf]:
+    return {name: leaf.ready(tokens) if isinstance(leaf, Tape) else leaf for name, leaf in leaves.items()}
+
+
+def _whole(leaves: Iterable[Leaf]) -> bool:
+    """Whether each tape lies in one store; a fork's may not."""
+    return all(leaf.whole for leaf in leaves if isinstance(leaf, Tape))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else [t for one in value for t in _tensors(one)]
