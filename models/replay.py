@@ -167,11 +167,10 @@ class _Replay:
     ) -> None:
         recording, x = Recording(), x.contiguous()
         heard, leaves = _Heard.of(step, recording), _ready(state.leaves, x.shape[1])
-        names = [name for name, leaf in leaves.items() if isinstance(leaf, Tensor)]
         with recording.listening():
             hidden, pending = forward(x, leaves, heard)
         after = {name: one.value for name, one in pending.items() if isinstance(one, Final)}
-        tensors = tuple((name, leaves[name].shape, leaves[name].dtype) for name in names)  # type: ignore[union-attr]
+        tensors = tuple((name, leaf.shape, leaf.dtype) for name, leaf in leaves.items() if isinstance(leaf, Tensor))
         layout = Layout(tuple(leaves), tensors)
         self._layout = layouts.setdefault(layout, layout)
         self._memos = [(make, [t.stride() for t in _tensors(value)]) for make, value in heard.memos]
