@@ -198,12 +198,12 @@ class Attention(Mixer):
     ) -> tuple[Tensor, dict[str, Pending]]:
         assert isinstance(tape, Tape)
         rows = k.transpose(1, 2), v.transpose(1, 2)
-        if torch.is_grad_enabled() or step.tree is not None:
+        if torch.is_grad_enabled() or step.tree is not None or tape.int8:
             o = seen(q, *tape.peek(*rows), tape.lengths, self.scale, step.tree)
         elif (tape := tape.ready(k.shape[1])).whole:
             o = attend(q, k, v, *tape.stores, tape.lengths, self.scale)
             tape.wrote(*rows)
-        else:
+        else:  # a fork's rows, joined
             o = attend(q, k, v, *tape.peek(*rows), tape.lengths, self.scale)
         return o, {"kv": Append(tape, *rows)}
 

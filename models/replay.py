@@ -286,7 +286,7 @@ def _ready(leaves: Mapping[str, Leaf], tokens: int) -> dict[str, Leaf]:
 
 
 def _whole(leaves: Iterable[Leaf]) -> bool:
-    """Whether each tape lies in one store; a fork's may not."""
+    """Whether each tape lies in one store as its rows were given; a fork's may not."""
     return all(leaf.whole for leaf in leaves if isinstance(leaf, Tape))
 
 

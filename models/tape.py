@@ -121,8 +121,8 @@ class Tape:
 
     @property
     def whole(self) -> bool:
-        """Whether all rows lie in one store."""
-        return not self._past
+        """Whether all rows lie in one store, as they were given."""
+        return not self._past and not self.int8
 
     @property
     def stores(self) -> Rows:
