@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def grown(state: State, tokens: int) -> State:
             k, v = (rows.new_empty(*rows.shape[:2], more, rows.shape[3]) for rows in leaf.rows)
             leaf, done = leaf.append(k, v, (more,) * state.batch), done + more
         leaves[name] = leaf
-    return State(leaves, (tokens,) * state.batch)
+    return replace(state, leaves=leaves, position=(tokens,) * state.batch)
 
 
 def _weights(modules: dict[str, nn.Module], formats: Mapping[str, Format], dtype: torch.dtype) -> dict[str, int]:
