@@ -104,7 +104,7 @@ def read(feed: Feed, pieces: list[Piece], progress: Progress | None = None, *, c
             for start, stop in pairwise((0, *stops, len(ids))):
                 reading.feed = reading.feed.ids(ids[start:stop])
                 if cache is not None and stop < len(ids):
-                    cache.keep(reading.feed)
+                    cache.keep(reading.feed, lasting=behind - len(ids) + stop == branch)
         at = behind
     if cache is not None and at > done and (not live or _passes(feed.position, reading.feed.position)):
         cache.keep(reading.feed)

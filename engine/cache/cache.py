@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fluvial.adapters.recipes import count
@@ -13,8 +14,9 @@ from fluvial.encoders.frame import Frame
 from fluvial.engine.cache.budget import Budget
 from fluvial.engine.cache.chain import Chain, Symbol
 from fluvial.engine.cache.config import Cache, size_of
+from fluvial.engine.cache.disk import Disk
 from fluvial.engine.cache.key import Key, key_of, plugins_key
-from fluvial.engine.cache.media import Look, Media, Record
+from fluvial.engine.cache.media import Look, Media, Record, bytes_of
 from fluvial.engine.cache.tree import Tree
 from fluvial.engine.draft import Seen
 from fluvial.engine.media import Facts, Medium, Step
@@ -46,6 +48,9 @@ class StateCache:
         self._media = Media(
             self._budget, count({"tower": model.tower}) / count({"": model.decoder}) if model.tower else 1
         )
+        self._disk: Disk | None = None
+        if config.disk is not None:
+            self._disk = Disk(Path(config.disk).expanduser(), size_of(config.disk_size), model.decoder.device)
         self._hits, self._tokens, self._misses, self._media_known = 0, 0, Counter[str](), Counter[str]()
 
     # --- what sessions ask --------------------------------------------------------------------------------------
@@ -64,6 +69,8 @@ class StateCache:
         switch = () if plugins == chain.plugins else (f"plugins {plugins}",)
         with self._lock:
             found = self._tree.find(chain, (*switch, *symbols), feed.state)
+            if found.count < len(switch) + len(symbols) and self._fetched(feed, (*switch, *symbols), found.count):
+                found = self._tree.find(chain, (*switch, *symbols), feed.state)
             on, known = found.count - len(switch), max(0, found.shared - len(switch))
             if found.why:
                 self._misses[found.why] += 1
@@ -81,8 +88,28 @@ class StateCache:
         there = replace(feed, state=found.state, logits=found.logits, draft=draft, chain=chain)
         return Hit(there, on, known, found.why)
 
-    def keep(self, feed: Feed) -> None:
-        """Keeps a session's state, if there is room for it."""
+    def _fetched(self, feed: Feed, symbols: tuple[Symbol, ...], count: int) -> bool:
+        """Brings a state further on than `count` symbols from disk into memory."""
+        if self._disk is None or feed.chain is None:
+            return False
+        past = tuple(symbol for run in feed.chain.whole() for symbol in run.symbols)
+        stored = self._disk.find(feed.chain.key, past + symbols, len(past) + count, feed.state.model)
+        self._noted()
+        if stored is None:
+            return False
+        chain = Chain(feed.chain.key, feed.chain.plugins)
+        for run in stored.runs:
+            chain = Chain(chain.key, chain.plugins, chain, run.symbols, run.end, run.shift)
+        feed.chain.lost = False
+        return self._tree.keep(chain, stored.state, stored.logits)
+
+    def _noted(self) -> None:
+        if self._disk is not None:
+            self._misses.update(self._disk.problems)
+            self._disk.problems.clear()
+
+    def keep(self, feed: Feed, *, lasting: bool = True) -> None:
+        """Keeps a session's state, if there is room for it; what is `lasting` goes to disk too."""
         chain, state = feed.chain, feed.state
         if chain is None or feed.logits is None or (chain.position,) != state.position or chain.shift != state.shift:
             return
@@ -91,6 +118,9 @@ class StateCache:
         with self._lock:
             if not self._tree.keep(chain, state, feed.logits):
                 self._misses["there was no room to keep it"] += 1
+            if self._disk is not None and lasting:
+                self._disk.put(chain.key, chain.whole(), state, feed.logits)
+                self._noted()
 
     # --- media --------------------------------------------------------------------------------------------------
 
@@ -103,6 +133,14 @@ class StateCache:
         with self._lock:
             if (record := self._media.records.get(key)) is not None:
                 self._budget.touch(record)
+            if (record is None or record.steps is None) and self._disk is not None:
+                if (stored := self._disk.find_medium(key)) is not None:
+                    facts, steps = stored
+                    nbytes = sum(bytes_of(step) for step in steps)
+                    fits = 2 * nbytes <= self._budget.limit and self._budget.reserve(nbytes)
+                    self._media.put(key, facts, steps if fits else None, nbytes if fits else 0)
+                    record = self._media.records.get(key)
+                self._noted()
             self._media_known["seen" if record is not None else "new"] += 1
             return record
 
@@ -118,12 +156,16 @@ class StateCache:
     def keep_medium(self, key: str, facts: Facts, steps: tuple[Step, ...] | None, nbytes: int) -> None:
         with self._lock:
             self._media.put(key, facts, steps, nbytes)
+            if self._disk is not None and steps is not None:
+                self._disk.put_medium(key, facts, steps)
+                self._noted()
 
     # --- what people ask ----------------------------------------------------------------------------------------
 
     def explain(self) -> dict[str, Any]:
         """Its limits."""
-        return {"ram": self._budget.limit}
+        disk = {} if self._disk is None else {"disk": str(self._disk.folder), "disk_size": self._disk.size}
+        return {"ram": self._budget.limit} | disk
 
     def inspect(self) -> dict[str, Any]:
         """What it holds and how it did: entries, bytes, look-ups that helped, and why others (or a rest) did not."""
@@ -139,6 +181,7 @@ class StateCache:
                 "media": len(self._media.records),
                 "media_encoded": sum(record.steps is not None for record in self._media.records.values()),
                 "evicted": self._budget.evicted,
+                "disk_bytes": self._disk.used() if self._disk is not None else 0,
                 "hits": self._hits,
                 "hit_tokens": self._tokens,
                 "misses": dict(self._misses),
@@ -147,7 +190,7 @@ class StateCache:
             }
 
     def clear(self) -> None:
-        """Forgets everything in memory."""
+        """Forgets all that is in memory."""
         with self._lock:
             self._budget.reserve(self._budget.limit)
             self._budget.release(self._budget.limit)

@@ -76,6 +76,14 @@ class Chain:
             return Chain(self.key, plugins, place.parent, place.symbols + added, position, shift)
         return Chain(self.key, plugins, place, added, position, shift)
 
+    def whole(self) -> list[Run]:
+        """All that was read."""
+        link, links = self, list[Chain]()
+        while link.parent is not None:
+            links.append(link)
+            link = link.parent
+        return runs_of(links[::-1])
+
     def known(self) -> tuple[Node | None, list[Chain]]:
         """The nearest place on the way that the tree still holds, and the links behind it in order."""
         link, behind = self, list[Chain]()

@@ -63,6 +63,12 @@ class Media:
         self.budget.touch(record)
 
 
+def bytes_of(step: Step) -> int:
+    """Bytes of a step's tensors."""
+    x, layout = step
+    return x.nbytes + (0 if layout.positions is None else layout.positions.nbytes)
+
+
 class Look:
     """A medium before a session: what the cache knows of it (`facts`, `steps`), and where it takes in what is read."""
 
@@ -82,7 +88,7 @@ class Look:
         x, layout = step
         x = x.detach()
         alone = x.untyped_storage().nbytes() == x.nbytes
-        nbytes = x.nbytes + (0 if layout.positions is None else layout.positions.nbytes)
+        nbytes = bytes_of(step)
         if not self._cache.reserve(nbytes, of=self._reserved):
             self.drop()
             return

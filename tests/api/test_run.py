@@ -171,3 +171,15 @@ def test_an_interrupted_answer_in_json_says_so(fluvial, tiny, monkeypatch):
     shown = json.loads(result.stdout)
     assert result.exit_code == 130 and set(shown) == KEYS
     assert (shown["answer"], shown["reason"], shown["usage"]) == ("Half an ans", "interrupted", None)
+
+
+def test_a_cache_folder_serves_the_next_run(fluvial, tiny, media, tmp_path):
+    command = ("run", tiny, "What is there?", "-i", media / "image.png", "-n", 2, "--cache-disk", tmp_path / "cache")
+    first, second = (fluvial(*command, "--json") for _ in range(2))
+    cold, warm = (json.loads(result.stdout) for result in (first, second))
+    assert cold["usage"]["cached_tokens"] == 0 and "nothing is cached" in cold["usage"]["cache_misses"]
+    assert warm["usage"]["cached_tokens"] > 30 and warm["answer"] == cold["answer"]
+    shown = fluvial(*command, "--stats", "--cache", "200MB")
+    assert "of them cached" in shown.stderr
+    wrong = fluvial("run", tiny, "hello", "--cache", "much")
+    assert wrong.exit_code == 2 and "much" in wrong.stderr

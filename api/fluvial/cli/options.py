@@ -107,6 +107,9 @@ class Options:
         str | None,
         _talk("--cache", metavar="SIZE", help="Keep shared beginnings of conversations in so much memory, like 1GB."),
     ] = None
+    cache_disk: Annotated[
+        Path | None, _talk("--cache-disk", metavar="FOLDER", help="Keep them in a folder too, for the next runs.")
+    ] = None
     kv: Annotated[
         str, _talk("--kv", metavar="MODE", help="Keep attention's rows exact, in int8, or window:N, the last N.")
     ] = "exact"
@@ -166,9 +169,11 @@ class Options:
 
     def state_cache(self) -> Cache | None:
         """The cache of `load`, if one is asked for."""
+        if self.cache is None and self.cache_disk is None:
+            return None
         from fluvial.engine.cache.config import Cache
 
-        return None if self.cache is None else Cache(self.cache)
+        return Cache(self.cache or Cache.ram, disk=self.cache_disk)
 
     def image_at(self, path: str) -> Image:
         from fluvial.engine.media import Image
