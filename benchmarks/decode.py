@@ -120,9 +120,9 @@ def breakdown(seconds: dict[str, float], clock: Callable[[], float]) -> Iterator
     """Inside, the time of each op called adds to its kind."""
     original = ops.Op.__call__
 
-    def timed(self: ops.Op, *args: Any) -> Any:
+    def timed(self: ops.Op, *args: Any, **options: Any) -> Any:
         start = clock()
-        result = original(self, *args)
+        result = original(self, *args, **options)
         kind = next((kind for end, kind in KINDS.items() if self.name.endswith(end)), "other ops")
         seconds[kind] += clock() - start
         return result

@@ -1,6 +1,9 @@
-"""The CPU's products with weight matrices: int4, int8, bf16 and fp32, multiplied in fp32 without unpacking them.
+"""The CPU's products with weight matrices: int4, int8, bf16 and fp32, without unpacking them.
 
-A decode step reads every matrix once and is bound by memory, so a kernel reads nothing but the stored bytes.
+A decode step reads every matrix once and is bound by memory, so a kernel reads nothing but the stored bytes. For int4
+and int8 x becomes whole numbers (kernels/rounded.h): of fp32 as much as fp32 sums would keep, of bf16 the first 16 bits
+below the largest of 32 columns. They are the same for any number of rows and on every instruction set. bf16 and fp32
+weights are multiplied in fp32.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from fluvial.adapters.chips.cpu import threads
 from fluvial.adapters.ops import kernel
 
 FEW = 16  # rows of x up to which torch's own product of one dtype is slower
-GROUPS = (32, 64, 128, 256)  # kernels/linear.cpp spreads a scale over at most 16 times 32 columns
+GROUPS = (32, 64, 128, 256)  # kernels/codes.h spreads a scale over at most 16 times 32 columns
 
 _HALF = (torch.float16, torch.bfloat16)
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
@@ -27,12 +30,9 @@ def _wants_gradient(*tensors: Tensor | None) -> bool:
 
 def _rows(x: Tensor, columns: int) -> int:
     """How many rows x [..., columns] has; 0 if it is not that, or has a dtype that the kernels do not take."""
-    dtype = x.dtype
     if columns == 0 or columns % 32 or x.shape[-1] != columns:
         return 0
-    rows = x.numel() // columns
-    # of many rows in bf16 the CPU's bf16 instructions make more than fp32 sums can
-    return rows if dtype is torch.float32 or (dtype is torch.bfloat16 and rows <= FEW) else 0
+    return x.numel() // columns if x.dtype in (torch.float32, torch.bfloat16) else 0
 
 
 def _scaled(x: Tensor, q: Tensor, scale: Tensor, columns: int, *more: Tensor) -> bool:
@@ -65,7 +65,8 @@ def _accepts_dense(x: Tensor, weight: Tensor) -> bool:
     if weight.ndim != 2 or weight.dtype not in (torch.float32, torch.bfloat16):
         return False
     rows = _rows(x, weight.shape[1])
-    if not rows or (rows > FEW and weight.dtype is x.dtype):
+    # of many rows in bf16 the CPU's bf16 instructions make more than fp32 sums can
+    if not rows or (rows > FEW and (weight.dtype is x.dtype or x.dtype is torch.bfloat16)):
         return False
     return not _wants_gradient(x, weight)
 

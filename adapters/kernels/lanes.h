@@ -48,12 +48,6 @@ INLINE Lanes load(const uint16_t *p) {
   return {_mm512_castsi512_ps(
       _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p))), 16))};
 }
-INLINE Lanes load_half(const uint16_t *p) {
-  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)))};
-}
-INLINE Lanes load(const int8_t *p) {
-  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))))};
-}
 INLINE Lanes operator*(Lanes a, Lanes b) { return {_mm512_mul_ps(a.v, b.v)}; }
 INLINE Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 INLINE float sum(Lanes a) {
@@ -62,20 +56,6 @@ INLINE float sum(Lanes a) {
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
-
-// Codes 0..15 to values: a table of the sixteen.
-struct Nibbles {
-  __m512 values;
-  INLINE Nibbles of(float scale, float offset) {
-    const __m512 codes = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    return {_mm512_fmadd_ps(codes, _mm512_set1_ps(scale), _mm512_set1_ps(offset))};
-  }
-  inline __attribute__((always_inline)) void read(const uint8_t *p, Lanes (&w)[2]) const {
-    const __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
-    w[0] = {_mm512_permutexvar_ps(index, values)};  // an index is its low four bits
-    w[1] = {_mm512_permutexvar_ps(_mm512_srli_epi32(index, 4), values)};
-  }
-};
 
 #elif defined(__AVX2__)
 
@@ -91,14 +71,6 @@ INLINE __m256 shifted_up(__m128i bf16) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bf16), 16));
 }
 INLINE Lanes load(const uint16_t *p) { return {shifted_up(eight_halves(p)), shifted_up(eight_halves(p + 8))}; }
-INLINE Lanes load_half(const uint16_t *p) {
-  return {_mm256_cvtph_ps(eight_halves(p)), _mm256_cvtph_ps(eight_halves(p + 8))};
-}
-INLINE Lanes integers(__m128i bytes) {
-  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
-          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes)))};
-}
-INLINE Lanes load(const int8_t *p) { return integers(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))); }
 INLINE Lanes operator*(Lanes a, Lanes b) { return {_mm256_mul_ps(a.a, b.a), _mm256_mul_ps(a.b, b.b)}; }
 INLINE Lanes fma(Lanes a, Lanes b, Lanes c) {
   return {_mm256_fmadd_ps(a.a, b.a, c.a), _mm256_fmadd_ps(a.b, b.b, c.b)};
@@ -109,16 +81,6 @@ INLINE float sum(Lanes x) {
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
-
-struct Nibbles {
-  Lanes scale, offset;
-  INLINE Nibbles of(float scale, float offset) { return {all(scale), all(offset)}; }
-  inline __attribute__((always_inline)) void read(const uint8_t *p, Lanes (&w)[2]) const {
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p)), low = _mm_set1_epi8(15);
-    w[0] = fma(integers(_mm_and_si128(bytes, low)), scale, offset);
-    w[1] = fma(integers(_mm_and_si128(_mm_srli_epi16(bytes, 4), low)), scale, offset);
-  }
-};
 
 #else
 
@@ -151,12 +113,6 @@ INLINE Lanes load(const uint16_t *p) {
   std::memcpy(&r, lanes, sizeof r);
   return r;
 }
-INLINE Lanes load_half(const uint16_t *p) {
-  return each([=](int i) { return from_half(p[i]); });
-}
-INLINE Lanes load(const int8_t *p) {
-  return each([=](int i) { return static_cast<float>(p[i]); });
-}
 INLINE Lanes operator*(Lanes a, Lanes b) {
   for (int i = 0; i < 4; ++i) a.v[i] *= b.v[i];
   return a;
@@ -169,15 +125,6 @@ INLINE float sum(Lanes a) {
   const Four four = (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]);
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
-
-struct Nibbles {
-  Lanes scale, offset;
-  INLINE Nibbles of(float scale, float offset) { return {all(scale), all(offset)}; }
-  inline __attribute__((always_inline)) void read(const uint8_t *p, Lanes (&w)[2]) const {
-    w[0] = fma(each([=](int i) { return static_cast<float>(p[i] & 15); }), scale, offset);
-    w[1] = fma(each([=](int i) { return static_cast<float>(p[i] >> 4); }), scale, offset);
-  }
-};
 
 #endif
 

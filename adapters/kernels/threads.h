@@ -2,7 +2,8 @@
 //
 // The end of a parallel region waits for its slowest thread; when other programs hold the cores that can be a time slice,
 // hundreds of times a kernel's own length. So the wait is measured, and after a long one the kernels run on the caller's
-// thread alone for REST times as long: a busy machine costs a few percent instead of everything.
+// thread alone for a while: as long as the wait, and twice as long each time that the next long wait comes soon. One
+// program that wakes now and then costs little, and a machine that stays busy a few percent instead of everything.
 #pragma once
 
 #include "kernels.h"

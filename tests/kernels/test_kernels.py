@@ -134,6 +134,7 @@ SAMPLES = {
             *((M, 7, 192, 32) for M in range(1, 19)),
             *((M, 37, 2304, 64, True) for M in (1, 5, 16, 24)),
             *((M, 5, 4352, 128, True, torch.bfloat16) for M in (1, 3, 17)),
+            (131, 70, 160, 32, True),  # more rows than a pass takes, bands of W that are not whole
             *((M, 9, 32, 32, False, torch.bfloat16) for M in (1, 2)),
             *((M, 6, 256, 32, zero, torch.float16, True) for M in (1, 4, 33) for zero in (False, True)),
             (1, 1, 256, 256),
@@ -147,6 +148,7 @@ SAMPLES = {
             *((M, 7, 192, 32) for M in range(1, 19)),
             *((M, 37, 2304, 64) for M in (1, 5, 16, 24)),
             *((M, 5, 4352, 128, torch.bfloat16) for M in (1, 3, 17)),
+            (131, 70, 160, 32),
             *((M, 6, 256, 32, torch.float16, True) for M in (1, 4, 33)),
             (1, 1, 256, 256),
             (2, 400, 1024, 32),
@@ -433,7 +435,28 @@ def test_a_matrix_takes_half_precision_and_any_batch(op: str) -> None:
             bad = x.clone()
             bad[2, 40] = float("nan")
             assert _run(kernel, variant, (bad, *weights))[0].isnan().any(1).tolist() == [i == 2 for i in range(6)]
+            many = x.bfloat16().repeat(4, 1)  # in bf16 the CPU's own product of many rows is faster for a dense matrix
+            if op != "dense_linear":
+                assert kernel.accepts(many, *weights)
+                assert torch.equal(_run(kernel, variant, (many, *weights))[0][-6:], got.flatten(0, 1))
         assert not kernel.accepts(x[:0], *weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_activations_are_the_same_numbers_for_any_rows_and_instructions(dtype: torch.dtype) -> None:
+    draw = _random(1)
+    x = (draw(40, 96) * torch.exp(4 * draw(40, 96))).to(dtype)
+    q, scale = 64 * torch.eye(96, dtype=torch.int8), torch.full((96, 3), 1 / 64, dtype=torch.float16)
+    largest = x.float().unflatten(-1, (-1, 32)).abs().amax(-1, keepdim=True).expand(-1, -1, 32).flatten(1)
+    error = 2**-21 * largest if dtype == torch.float32 else 2**-15 * largest + 2**-8 * x.float().abs()
+    for kernel in ops.registered()["int8_linear"].kernels:
+        whole = _run(kernel, None, (x, q, scale))[0]
+        assert ((whole.float() - x.float()).abs() <= error).all()
+        for variant in _variants(kernel):
+            for rows in (1, 2, 7, 16, 17, 40):
+                got = torch.cat([_run(kernel, variant, (some, q, scale))[0] for some in x.split(rows)])
+                assert torch.equal(got, whole), (variant, rows)
 
 
 def test_every_kernel_has_samples_and_an_op() -> None:
