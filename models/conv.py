@@ -23,7 +23,7 @@ def short_conv(
         # as a picture of height 1: rows already lie in channels-last order, the fast path of a depthwise convolution
         y = F.conv2d(rows.mT[:, :, None], taps[:, None, None], bias, groups=len(taps))[:, :, 0].mT
     else:
-        y = torch.einsum("btsc,cs->btc", rows[:, tree.windows(taps.shape[1])], taps)
+        y = (rows[:, tree.windows(taps.shape[1])] * taps.mT).sum(2)
         y = y if bias is None else y + bias
     return F.silu(y) if activate else y, rows
 

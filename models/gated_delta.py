@@ -32,7 +32,7 @@ def gated_delta(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tensor, *, tree: Tree | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q, k [B, T, H, K]; v [B, T, H, V]; g, beta [B, T, H]; S [B, H, K, V] -> o [B, T, H, V], delta [B, T, H, V],
-    S' (of no use for a tree)."""
+    S' (S as it was, for a tree)."""
     tokens = q.shape[1]
     if tokens == 1:
         return _step(q, k, v, g, beta, S)
@@ -57,7 +57,8 @@ def gated_delta(
         delta = U[n] - W[n] @ S
         outputs.append(q_rise[n] @ S + scores[n] @ delta)
         deltas.append(delta)
-        S = decay[n] * S + k_fall[n].mT @ delta
+        if tree is None:
+            S = decay[n] * S + k_fall[n].mT @ delta
     return _tokens(outputs, tokens), _tokens(deltas, tokens), S
 
 

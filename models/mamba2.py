@@ -31,8 +31,8 @@ CHUNK = 64
 def ssd(
     X: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, h: Tensor, *, tree: Tree | None = None
 ) -> tuple[Tensor, Tensor]:
-    """X [B, T, H, P]; log_decay [B, T, H]; B, C [B, T, H, N]; h [B, H, P, N] -> y [B, T, H, P], h' (of no use for a
-    tree)."""
+    """X [B, T, H, P]; log_decay [B, T, H]; B, C [B, T, H, N]; h [B, H, P, N] -> y [B, T, H, P], h' (h as it was,
+    for a tree)."""
     outputs = []
     for X_c, a, B_c, C_c in zip(*(rows.split(CHUNK, 1) for rows in (X, log_decay, B, C)), strict=True):
         X_c, B_c, C_c = (rows.transpose(1, 2) for rows in (X_c, B_c, C_c))  # [B, H, L, ...]
@@ -45,7 +45,8 @@ def ssd(
         D = D.masked_fill(~seen, float("-inf")).exp()
         rise, fall = G.to(a.dtype).exp()[..., None], (G[..., -1:] - G).to(a.dtype).exp()[..., None]
         y = ((C_c @ B_c.mT) * D) @ X_c + rise * (C_c @ h.mT)
-        h = rise[..., -1:, :] * h + (X_c * fall).mT @ B_c
+        if tree is None:
+            h = rise[..., -1:, :] * h + (X_c * fall).mT @ B_c
         outputs.append(y.transpose(1, 2))
     return torch.cat(outputs, 1), h
 

@@ -34,8 +34,8 @@ CHUNK = 32
 def rwkv7(
     r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, alpha: Tensor, b: Tensor, S: Tensor, *, tree: Tree | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """r, log_w, k, alpha, b [B, T, H, K]; v [B, T, H, V]; S [B, H, K, V] -> y [B, T, H, V], Z [B, T, H, V], S' (of no
-    use for a tree)."""
+    """r, log_w, k, alpha, b [B, T, H, K]; v [B, T, H, V]; S [B, H, K, V] -> y [B, T, H, V], Z [B, T, H, V], S' (S as
+    it was, for a tree)."""
 
     def causal(scores: Tensor) -> Tensor:
         return scores.tril() if tree is None else scores.masked_fill(~tree.ancestors, 0)
@@ -51,8 +51,9 @@ def rwkv7(
         A_ab, A_ak = causal(alpha_c @ b_fall.mT).tril(-1), causal(alpha_c @ k_fall.mT).tril(-1)
         Z = torch.linalg.solve_triangular(-A_ab, A_ak @ v_c + alpha_c @ S, upper=False, unitriangular=True)
         y = r_c @ S + causal(r_c @ k_fall.mT) @ v_c + causal(r_c @ b_fall.mT) @ Z
-        end = (P[:, :, -1:] - P).exp()
-        S = P[:, :, -1].exp()[..., None] * S + (k_c * end).mT @ v_c + (b_c * end).mT @ Z
+        if tree is None:
+            end = (P[:, :, -1:] - P).exp()
+            S = P[:, :, -1].exp()[..., None] * S + (k_c * end).mT @ v_c + (b_c * end).mT @ Z
         outputs.append(y.transpose(1, 2))
         solved.append(Z.transpose(1, 2))
     return torch.cat(outputs, 1), torch.cat(solved, 1), S
