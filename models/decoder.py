@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, overload
+from dataclasses import asdict
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from fluvial.models import (  # noqa: F401  (they register)
     rwkv7,
     short_conv,
 )
+from fluvial.models.config import BlockConfig, DecoderConfig
 from fluvial.models.journal import Final, Journal, Pending, Rounding, TreeJournal
 from fluvial.models.mixer import Mixer, Step, build
 from fluvial.models.packed_leaves import PackedLeaves
@@ -40,49 +41,7 @@ from fluvial.models.rounded import Rounded, is_memory, known
 from fluvial.models.state import Leaf, State, by_block, wide
 from fluvial.models.tree import Tree
 
-
-@dataclass(frozen=True)
-class BlockConfig:
-    """A mixer kind and its options. `scale` multiplies what the block adds; `norm_after` norms that instead of what the
-    mixer reads (OLMo)."""
-
-    kind: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    scale: float = 1.0
-    norm_after: bool = False
-
-    @property
-    def label(self) -> str:
-        """The kind for people: branches by their own kinds, and attention that does not grow as such."""
-        if self.kind == "parallel":
-            return " beside ".join(branch["kind"] for branch in self.options["branches"].values())
-        return f"sliding {self.kind}" if self.options.get("window") else self.kind
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """Everything that shapes a decoder. `embed_norm` is RWKV's norm right after the embedding; `embed_scale` and
-    `logit_scale` multiply embeddings of ids and logits (Granite, Falcon-H1). `deepstack` (Meng et al. 2024): media may
-    bring a further part of width D for each of these blocks, which is added to what the block puts out (Qwen3-VL).
-    `wide_sum` keeps what the blocks add to in fp32, whatever the mixers compute in (Mamba's residual_in_fp32)."""
-
-    vocab: int
-    d_model: int
-    blocks: tuple[BlockConfig, ...]
-    norm: str = "rms"
-    norm_eps: float = 1e-6
-    tied_head: bool = True
-    embed_norm: bool = False
-    embed_scale: float = 1.0
-    logit_scale: float = 1.0
-    deepstack: tuple[int, ...] = ()
-    wide_sum: bool = False
-
-    @property
-    def labels(self) -> dict[str, int]:
-        """How many blocks there are of each kind."""
-        labels = [block.label for block in self.blocks]
-        return {label: labels.count(label) for label in dict.fromkeys(labels)}
+__all__ = ["Block", "BlockConfig", "Decoder", "DecoderConfig"]
 
 
 class Block(Module):
