@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluvial.adapters import chips, native, ops
+from fluvial.adapters import chips, native, ops, pages
 from fluvial.adapters.formats import by_name
 
 SIZES = {"pebble": (192, 512), "up 0.6B": (3072, 1024), "up 4B": (9728, 2560), "head 0.6B": (151936, 1024)}
@@ -31,8 +31,9 @@ def seconds(call: Callable[[], object], samples: int = 7) -> float:
 
 
 def bandwidth() -> float:
-    """Bytes a second that a sum over 256 MB reads."""
+    """Bytes a second that a sum over 256 MB in huge pages reads, where the weights lie too."""
     data = torch.ones(64 << 20)
+    pages.gather([data])
     return data.nbytes / seconds(data.sum)
 
 
@@ -79,6 +80,7 @@ def main() -> None:
             op, weights = parts_of(kind, out, columns)
             size = sum(w.nbytes for w in weights if w is not None)
             copies = [tuple(w if w is None else w.clone() for w in weights) for _ in range(COLD // size)] or [weights]
+            pages.gather(w for one in copies for w in one if w is not None)
             x, call, found = torch.randn(1, columns), ops.registered()[op], len(copies)
 
             def every(run: Callable[..., Any], x: Tensor = x, copies: list[Any] = copies) -> None:
