@@ -3,6 +3,7 @@
 #   make test    the laws and everything else          make lint    ruff and mypy
 #   make parity  a table of every published family against its reference implementation
 #   make bench   kernels, plugins, whole models        make clean   forgets .venv and all build products
+#   make cross   whether the kernels compile for ARM, where zig is at hand
 # PYTHON=python3.12 picks the interpreter. On Linux the package index's torch brings gigabytes of CUDA libraries;
 # TORCH_INDEX=URL takes it from another index, such as PyTorch's own for CPU builds.
 PYTHON ?= python3
@@ -14,7 +15,7 @@ READY := .venv/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ROOMS := models encoders engine adapters
 
-.PHONY: demo test lint parity bench clean types
+.PHONY: demo test lint parity bench cross clean types
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -35,6 +36,13 @@ bench: $(READY)
 	$(BIN)/python benchmarks/matrices.py
 	$(BIN)/python benchmarks/plugins.py
 	$(BIN)/python benchmarks/decode.py
+
+# Compiles the kernels for 64-bit ARM, without running them. zig comes from `pip install ziglang`.
+cross: $(READY)
+	@if $(BIN)/python -c 'import ziglang' 2>/dev/null; then for file in adapters/kernels/*.cpp; do \
+	    $(BIN)/python -m ziglang c++ -target aarch64-linux-gnu -std=c++17 -O2 -fopenmp-simd -fno-math-errno -Wall -Wno-pass-failed \
+	        -DFLUVIAL_SET=baseline -DFLUVIAL_SETS='"baseline"' -c $$file -o build/cross.o || exit 1; \
+	done; echo "The kernels compile for aarch64."; else echo "Skipped: no zig here."; fi
 
 # Constraints reach the isolated build too (PIP_BUILD_CONSTRAINT is what newer pips read).
 $(READY): pyproject.toml constraints.txt $(wildcard adapters/kernels/*)
