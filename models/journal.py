@@ -89,6 +89,19 @@ class Outer:
     def commit(self, n: Count) -> Leaf:
         if not any(n):
             return self.base
+        return self._alike(n[0]) if len(set(n)) == 1 else self._apart(n)
+
+    def _alike(self, n: int) -> Tensor:
+        """The first n of every row."""
+        G = self.log_decay[:, :n].cumsum(1, dtype=torch.float64)  # long sums, small differences
+        end, dtype = G[:, -1:], self.base.dtype
+        weight = (end - G).exp().to(dtype)
+        left = torch.cat([left[:, :n] * weight for left, _ in self.pairs], 1).permute(0, 2, 3, 1)
+        right = torch.cat([right[:, :n] for _, right in self.pairs], 1).transpose(1, 2)
+        kept = self.base * end.exp().to(dtype).squeeze(1).unsqueeze(-1)
+        return torch.baddbmm(kept.flatten(0, 1), left.flatten(0, 1), right.flatten(0, 1)).view_as(kept)
+
+    def _apart(self, n: Count) -> Tensor:
         at = torch.tensor(n, device=self.base.device)
         G = self.log_decay[:, : max(n)].cumsum(1, dtype=torch.float64)  # long sums, small differences
         G_n = G.gather(1, (at - 1).clamp(min=0).view(-1, 1, 1, 1).expand(-1, 1, *G.shape[2:]))

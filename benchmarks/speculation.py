@@ -1,0 +1,189 @@
+"""What drafts give: tokens per forward of the model, the share of guesses that were right, time against no draft.
+
+python benchmarks/speculation.py --models rwkv7-0.4b qwen3.5-0.8b qwen3-0.6b --quant int4
+
+Published sizes have random weights, so their words mean nothing: the answer is given, and the model only works for it.
+Look-up is then as right as it is on that text (an edited copy of a file, every third line of a text quoted, free
+prose; the draft has read the whole prompt, the model its first 64 tokens). "simulated" rows draw whether each guess of
+a draft that costs nothing is right. The bundled models answer for real, and equal words with every draft are checked.
+Depths are the controller's own, from its first round on. With `--clock cpu`, time is the CPU time of one thread, for a
+machine that has other work: the controller measures in it too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from decode import CONFIGS, built
+
+import fluvial
+from fluvial.adapters import chips
+from fluvial.engine import answer as answers
+from fluvial.engine import speculation
+from fluvial.engine.depth import Depth
+from fluvial.engine.draft import Context, Draft, Proposal, Seen
+from fluvial.engine.drafts import ngram
+from fluvial.engine.feed import Feed
+from fluvial.engine.sampling import Sampler
+from fluvial.engine.speculation import Decoding
+
+ROOT = Path(__file__).parents[1]
+MODELS = ["rwkv7-0.4b", "qwen3.5-0.8b", "qwen3-0.6b"]
+CHANCES = (0.0, 0.5, 0.8, 0.95, 1.0)
+READ = 64  # tokens of the prompt that the model reads
+
+
+class Told(Sampler):
+    """Does its work, then says what it was told to say."""
+
+    def __init__(self, answer: Sequence[int]) -> None:
+        super().__init__()
+        self.answer = iter(answer)
+
+    def sample(self, logits: torch.Tensor, history: Sequence[int] = ()) -> int:
+        super().sample(logits, history)
+        return next(self.answer)
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Knows the answer and errs by chance."""
+
+    answer: Sequence[int]
+    chance: float
+    seen: int = 0
+    name: str = "simulated"
+
+    def observe(self, seen: Seen) -> Simulated:
+        return replace(self, seen=self.seen + len(seen.ids or ()))
+
+    def propose(self, context: Context, k: int) -> Proposal:
+        draw, at = random.Random(self.seen), self.seen + 1
+        truth = self.answer[at : at + k]
+        return Proposal([id if draw.random() < self.chance else 1 - min(id, 1) for id in truth])
+
+
+def timed(feed: Feed, answer: Sequence[int]) -> tuple[float, Decoding]:
+    """Seconds for the answer."""
+    decoding = Decoding(feed, Told(answer), Depth(), [], [])
+    began = speculation.time.perf_counter()
+    for left in reversed(range(len(answer))):
+        decoding.take(decoding.choose(), left)
+    decoding.leave()
+    return speculation.time.perf_counter() - began, decoding
+
+
+def row(label: str, faster: float, tokens: int, forwards: int, drafted: int, accepted: int) -> None:
+    right = f"{accepted / drafted:4.0%} of {drafted}" if drafted else "no guesses"
+    print(f"  {label:38} {tokens / forwards:5.2f} tokens/forward   {right:12} right   {faster:5.2f}x", flush=True)
+
+
+def workloads(tokens: int) -> dict[str, tuple[list[int], list[int]]]:
+    """Prompt and answer of each, in the bundled vocabulary."""
+    encode = fluvial.load_model("pebble").tokenizer.encode
+    code, text = (ROOT / "engine/feed.py").read_text(), (ROOT / "README.md").read_text()
+    quoted = "\n".join(text[:4000].splitlines()[::3])
+    pairs = {
+        "copy with edits": (code, code.replace("state", "memory")),
+        "extraction": (text[:4000], quoted),
+        "free prose": (code, text),
+    }
+    return {name: (encode(p, special=False), encode(a, special=False)[:tokens]) for name, (p, a) in pairs.items()}
+
+
+def full_size(name: str, quant: str, tokens: int, texts: dict[str, tuple[list[int], list[int]]]) -> None:
+    """The table of one published size."""
+    model: Any = SimpleNamespace(decoder=built(CONFIGS[name], quant, torch.float32))
+    prompt = next(iter(texts.values()))[0][:READ]
+    start = Feed.start(model).ids(prompt)
+    answer = texts["free prose"][1]
+    timed(start, answer[:4])
+    plain = timed(start, answer[: tokens // 2])[0] / (tokens // 2)
+    print(f"{name} {quant}: {1 / plain:.1f} tokens/s without a draft", flush=True)
+    costs = {}
+    for n in (2, 4, 8, 16):
+        ids = torch.tensor([answer[:n]])
+        took = []
+        for _ in range(3):
+            began = speculation.time.perf_counter()
+            with torch.no_grad():
+                hidden, journal = model.decoder(model.decoder.embed(ids), start.state, journal=True)
+                model.decoder.logits(hidden[0])
+                journal.commit(n - 1)
+            took.append(speculation.time.perf_counter() - began)
+        costs[n] = min(took) / plain
+    print("  a forward over T tokens costs " + ", ".join(f"{n}: {cost:.2f}" for n, cost in costs.items()))
+    tried: list[tuple[str, Draft, list[int]]] = []
+    for workload, (read, told) in texts.items():
+        tried.append((f"{workload}, look-up", ngram.start(model).observe(Seen(read)), told))
+    tried += [(f"simulated, {chance:.0%} right", Simulated(answer, chance), answer) for chance in CHANCES]
+    for label, draft, told in tried:
+        seconds, done = timed(replace(start, draft=draft), told)
+        row(label, plain * len(told) / seconds, len(told), done.forwards, done.drafted, done.accepted)
+
+
+def bundled(name: str, drafts: Sequence[str]) -> None:
+    """The table of a bundled model, whose answers are real."""
+    engine = fluvial.load(name)
+    media = ROOT / "examples/media"
+    print(f"{name}: its own answers")
+    for workload in ("describing an image", "describing a video", "the same questions again"):
+        medium = fluvial.Video(media / "clip.mp4") if "video" in workload else fluvial.Image(media / "shapes.jpg")
+        questions = ["What do you see?", "What colour is the star?", "How many shapes are there?"]
+        questions = questions * (3 if "again" in workload else 1)
+        plain, said = 0.0, []
+        for draft in ("none", *drafts):
+            best, figures, texts = float("inf"), [0, 0, 0, 0], []
+            session = engine.session(draft=draft)
+            session.push(medium)
+            begin = session.snapshot()
+            for _ in range(3):
+                session.restore(begin)
+                usages, texts = [], []
+                for question in questions:
+                    *_, done = session.ask(question, max_tokens=48)
+                    usages.append(done.usage)
+                    texts.append(done.text)
+                best = min(best, sum(usage.completion_seconds for usage in usages))
+                tokens, forwards = (sum(getattr(u, key) for u in usages) for key in ("completion_tokens", "forwards"))
+                drafted = sum(usage.drafted_tokens for usage in usages)
+                figures = [tokens, forwards, drafted, sum(usage.accepted_tokens for usage in usages)]
+            plain, said = (best, texts) if draft == "none" else (plain, said)
+            assert texts == said, "a draft changed the words"
+            if draft != "none":
+                row(f"{workload}, {draft}", plain / best, *figures)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--models", nargs="*", default=["rwkv7-0.4b", "qwen3.5-0.8b", "qwen3-0.6b"], choices=list(CONFIGS)
+    )
+    parser.add_argument("--quant", default="int4")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(1 if args.clock == "cpu" else args.threads)
+    chips.load()
+    if args.clock == "cpu":
+        for module in (speculation, answers):
+            module.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[attr-defined]
+    texts = workloads(args.tokens)
+    for name in args.models:
+        full_size(name, args.quant, args.tokens, texts)
+    if not args.models or args.models == MODELS:
+        bundled("pebble", ("ngram", "pebble/transformer"))
+
+
+if __name__ == "__main__":
+    main()
