@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from torch import Tensor
 
@@ -25,8 +26,7 @@ def gather(tensors: Iterable[Tensor]) -> int:
     """
     if sys.platform != "linux":
         return 0
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    madvise = _madvise()
     return sum(end - start for start, end in _stretches(tensors) if not madvise(start, end - start, COLLAPSE))
 
 
@@ -34,6 +34,29 @@ def trim() -> None:
     """Gives freed memory back to the system, where the C library keeps it, as glibc does below the newest block."""
     if sys.platform == "linux" and (malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         malloc_trim(0)
+
+
+def release(tensors: Iterable[Tensor], path: Path) -> int:
+    """Lets go of the pages of CPU tensors that lie in the mapped file `path`, which comes back when it is read: weights
+    that are not in use need no memory. Nothing else is touched, and nobody may have written there. Returns the bytes of
+    the stretches."""
+    if sys.platform != "linux":
+        return 0
+    lines = (line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines())
+    mapped = [tuple(int(end, 16) for end in line[0].split("-")) for line in lines if line[-1] == str(path.resolve())]
+    total, madvise = 0, _madvise()
+    for start, end in _stretches(tensors):
+        for low, high in mapped:
+            first, last = max(start, low), min(end, high)
+            if last > first and not madvise(first, last - first, mmap.MADV_DONTNEED):
+                total += last - first
+    return total
+
+
+def _madvise() -> Callable[[int, int, int], int]:
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return madvise
 
 
 def _stretches(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fluvial.adapters import chips, ops, pages
+from fluvial.adapters import chips, ops, packed, pages
 from fluvial.adapters.errors import IntegrityError, UnsupportedError, UsageError
 from fluvial.adapters.lora import Route
 from fluvial.adapters.recipes import TOWER, bytes_by_format, count, recipe
@@ -72,6 +72,7 @@ class Model:
         self.route: Route | None = None  # what a call takes where it names none
         self.cache: StateCache | None = None  # what sessions share
         self._fingerprint = ""
+        self._mapped = folder / packed.FILE if packed.is_packed(config) else None
 
     @torch.no_grad()
     def __call__(self, ids: Tensor, state: State | None = None, *, route: Route | None = None) -> tuple[Tensor, State]:
@@ -96,8 +97,15 @@ class Model:
             raise UnsupportedError(
                 f"{self.name} reads text only.", hint="Use a model with a vision tower, like pebble."
             )
+        self._release(self.decoder)
         embeddings: Tensor | list[Tensor] = self.tower.encode(frames, route, video=video, total=total)
+        self._release(self.tower)
         return embeddings
+
+    def _release(self, *modules: nn.Module | None) -> None:
+        """Weights that are mapped from a packed folder need no memory while other ones are in use."""
+        if self._mapped is not None:
+            pages.release((t for m in modules if m is not None for t in (*m.parameters(), *m.buffers())), self._mapped)
 
     def fingerprint(self) -> str:
         """A hash of decoder, tower and chat template; saved sessions carry it."""
@@ -194,6 +202,7 @@ def load_model(
     )
     if plugin is not None:
         model.route = model.plugins.route(model.plugins.load(plugin).name)
+    model._release(model.decoder, model.tower, model.draft_head)  # all of it was read, for its hash
     return model
 
 

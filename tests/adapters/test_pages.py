@@ -36,3 +36,21 @@ def test_what_is_moved_lies_in_huge_pages():
     if not pages.gather([data]):
         pytest.skip("no huge pages here")
     assert huge() - before >= 12 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_mapped_file_is_let_go_and_comes_back(tmp_path: Path):
+    path, other = tmp_path / "a.bin", torch.full((4 << 20,), 7, dtype=torch.uint8)
+    (torch.arange(8 << 20) % 251).to(torch.uint8).numpy().tofile(path)
+    mapped = torch.from_file(str(path), shared=False, size=8 << 20, dtype=torch.uint8)
+    whole = mapped.clone()  # all of it is read
+
+    def resident() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssFile"))
+
+    before = resident()
+    assert pages.release([mapped, other], path) >= 8 << 20
+    assert before - resident() >= 7 << 20
+    assert torch.equal(mapped, whole) and bool((other == 7).all())
+    assert pages.release([other], path) == pages.release([mapped], tmp_path / "b.bin") == 0
