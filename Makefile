@@ -35,6 +35,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/matrices.py
 	$(BIN)/python benchmarks/plugins.py
+	$(BIN)/python benchmarks/cache.py --tokens 8000
 	$(BIN)/python benchmarks/decode.py
 
 # Compiles the kernels for 64-bit ARM, without running them. zig comes from `pip install ziglang`.
