@@ -233,7 +233,11 @@ class Program:
     def __call__(self, moving: Iterable[int], kept: Iterable[int]) -> None:
         """Runs it with these addresses of what moves and of the new tensors."""
         scratch = torch.empty(self.scratch, dtype=torch.uint8)
-        self._run(self._code, self.calls, self._bases(0, scratch.data_ptr(), *moving, *kept))
+        self.call(self._bases(0, scratch.data_ptr(), *moving, *kept))
+
+    def call(self, bases: Any) -> None:
+        """The native part of a run."""
+        self._run(self._code, self.calls, bases)
 
 
 def extent(t: Tensor) -> tuple[int, int]:

@@ -6,6 +6,10 @@ Weights are made in their packed form, so no model is ever in memory in bf16. By
 (of an untied embedding only its row), the state read and written, the tape read. The bandwidth is that of a sum over
 256 MB with as many threads, in huge pages as the weights are; in brackets in pages of 4 KB. CPU time of all threads
 over the number of threads stands in for wall time with `--clock cpu`, on a machine that has other work.
+
+"outside" is what a token spends outside of native code: Python, dispatch and small torch ops. The parts are those of
+the same token with its kernels called one by one. "late" compares a token at position 100,000 with one at 1,000, by
+turns, for models whose state is constant: their states say that so many tokens came before.
 """
 
 from __future__ import annotations
@@ -16,17 +20,22 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
+from peers import transformers_decode
 from torch import nn
 
 from fluvial.adapters import chips, native, ops, pages
 from fluvial.adapters.linear import Embedding, Linear
 from fluvial.adapters.packed import formats_of, prepare
 from fluvial.adapters.recipes import recipe
+from fluvial.adapters.recording import Program
 from fluvial.models import checkpoints
 from fluvial.models.decoder import Decoder
+from fluvial.models.replay import eager
+from fluvial.models.state import State
 from fluvial.models.tape import Tape
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -116,22 +125,25 @@ def bytes_read(decoder: Decoder) -> int:
 
 
 @contextmanager
-def breakdown(seconds: dict[str, float], clock: Callable[[], float]) -> Iterator[None]:
-    """Inside, the time of each op called adds to its kind."""
-    original = ops.Op.__call__
+def timed(owner: type, name: str, add: Callable[[Any, float], None], clock: Callable[[], float]) -> Iterator[None]:
+    """Inside, every call of that method is followed by `add(self, its seconds)`."""
+    original = getattr(owner, name)
 
-    def timed(self: ops.Op, *args: Any, **options: Any) -> Any:
+    def wrapper(self: Any, *args: Any, **options: Any) -> Any:
         start = clock()
         result = original(self, *args, **options)
-        kind = next((kind for end, kind in KINDS.items() if self.name.endswith(end)), "other ops")
-        seconds[kind] += clock() - start
+        add(self, clock() - start)
         return result
 
-    ops.Op.__call__ = timed  # type: ignore[method-assign]
+    setattr(owner, name, wrapper)
     try:
         yield
     finally:
-        ops.Op.__call__ = original  # type: ignore[method-assign]
+        setattr(owner, name, original)
+
+
+def kind(op: ops.Op) -> str:
+    return next((kind for end, kind in KINDS.items() if op.name.endswith(end)), "other ops")
 
 
 def bandwidth(data: torch.Tensor, clock: Callable[[], float]) -> float:
@@ -145,8 +157,8 @@ def bandwidth(data: torch.Tensor, clock: Callable[[], float]) -> float:
 
 
 @torch.inference_mode()
-def measure(name: str, quant: str, dtype: torch.dtype, tokens: int, prefill: int, clock: Callable[[], float]) -> None:
-    """Prints one row."""
+def measure(name: str, quant: str, dtype: torch.dtype, tokens: int, prefill: int, clock: Callable[[], float]) -> float:
+    """Prints one row and gives the seconds of a token."""
     decoder = built(CONFIGS[name], quant, dtype)
     data = torch.ones(64 << 20)
     small = bandwidth(data, clock)
@@ -164,19 +176,29 @@ def measure(name: str, quant: str, dtype: torch.dtype, tokens: int, prefill: int
         start = clock()
         token, state = step(ids, None)
         took.append(clock() - start)
-    times: list[float] = []
-    for _ in range(tokens):
-        start = clock()
+    times, native_seconds = list[float](), 0.0
+
+    def add(_: Any, seconds: float) -> None:
+        nonlocal native_seconds
+        native_seconds += seconds
+
+    for _ in range(2):  # the second is recorded
         token, state = step(token, state)
-        times.append(clock() - start)
-    parts: dict[str, float] = defaultdict(float)
-    with breakdown(parts, clock):
-        start = clock()
-        for _ in range(max(4, tokens // 4)):
+    with timed(Program, "call", add, clock), timed(native.Function, "__call__", add, clock):
+        for _ in range(tokens):
+            start = clock()
             token, state = step(token, state)
-        whole = (clock() - start) / max(4, tokens // 4)
-    each = {kind: total / max(4, tokens // 4) for kind, total in parts.items()}
-    each["the rest"] = whole - sum(each.values())
+            times.append(clock() - start)
+    outside = 1 - native_seconds / sum(times)
+    parts: dict[str, float] = defaultdict(float)
+    few = max(4, tokens // 4)
+
+    def sort(op: ops.Op, seconds: float) -> None:
+        parts[kind(op)] += seconds / few
+
+    with timed(ops.Op, "__call__", sort, clock), eager():
+        for _ in range(few):
+            token, state = step(token, state)
     per_token = statistics.median(times)
     rows = [t for leaf in state.leaves.values() if isinstance(leaf, Tape) for t in leaf.rows]
     weights, recurrent, tape = bytes_read(decoder), 2 * state.nbytes("recurrent"), sum(t.nbytes for t in rows)
@@ -185,11 +207,26 @@ def measure(name: str, quant: str, dtype: torch.dtype, tokens: int, prefill: int
         f"{name:13}{quant:6}{1 / per_token:7.1f} tok/s {prefill / min(took):7.0f} prefill "
         f"{total / 1e6:6.0f} MB (state {recurrent / 1e6:.0f}, tape {tape / 1e6:.0f}) "
         f"{total / per_token / 1e9:5.1f} of {read / 1e9:5.1f} GB/s = {total / per_token / read:4.0%} "
-        f"({small / 1e9:.1f} = {total / per_token / small:.0%})   "
-        + ", ".join(f"{kind} {seconds * 1e3:.1f}" for kind, seconds in sorted(each.items(), key=lambda one: -one[1]))
+        f"({small / 1e9:.1f} = {total / per_token / small:.0%})  outside {outside:.1%}  "
+        + ("" if rows else f"late {late(step, token, state, tokens, clock):.2f}x  ")
+        + ", ".join(f"{kind} {seconds * 1e3:.1f}" for kind, seconds in sorted(parts.items(), key=lambda one: -one[1]))
         + " ms",
         flush=True,
     )
+    return per_token
+
+
+def late(step: Callable[..., Any], token: torch.Tensor, state: State, tokens: int, clock: Callable[[], float]) -> float:
+    """Time of a token at position 100,000 over that at 1,000."""
+    states = [replace(state, position=(position,)) for position in (1_000, 100_000)]
+    times: list[list[float]] = [[], []]
+    for _ in range(tokens):
+        for i in range(2):
+            start = clock()
+            token, states[i] = step(token, states[i])
+            times[i].append(clock() - start)
+    early, after = (statistics.median(one) for one in times)
+    return after / early
 
 
 def main() -> None:
@@ -200,6 +237,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--prefill", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peer", type=int, default=5, help="tokens by Transformers; 0: none")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -208,8 +246,10 @@ def main() -> None:
     clock = time.perf_counter if args.clock == "wall" else (lambda: time.process_time() / args.threads)
     print(f"{native.status().detail}, {args.threads} threads, {args.clock} time, greedy, {args.dtype} activations")
     for name in args.models:
-        for quant in args.recipes:
-            measure(name, quant, getattr(torch, args.dtype), args.tokens, args.prefill, clock)
+        took = {q: measure(name, q, getattr(torch, args.dtype), args.tokens, args.prefill, clock) for q in args.recipes}
+        if args.peer and (peer := transformers_decode(CONFIGS[name], 16, args.peer, clock)) is not None:
+            ratios = ", ".join(f"{quant} {peer / seconds:.1f}x" for quant, seconds in took.items())
+            print(f"{name:13}Transformers eager bf16 {1 / peer:.1f} tok/s; faster than it: {ratios}", flush=True)
 
 
 if __name__ == "__main__":
