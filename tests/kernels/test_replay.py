@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -272,3 +273,22 @@ def test_a_fork_that_shares_rows_goes_on_without_its_recording() -> None:
     assert isinstance(tape, Tape) and not tape.whole
     torch.testing.assert_close(second[0], first[0])
     assert recorded(model)
+
+
+@pytest.mark.parametrize("name", ["transformer", "hybrid"])
+def test_threads_do_not_disturb_each_other(name: str) -> None:
+    """Each goes on with a state of its own, on one decoder."""
+    model, steps = decoder(name), 60
+
+    @torch.no_grad()
+    def talk(seed: int) -> Tensor:
+        state, said = None, []
+        for x in torch.randn(steps, 1, 2, D, generator=torch.Generator().manual_seed(seed)):
+            hidden, state = model(x, state)
+            said.append(hidden)
+        return torch.cat(said)
+
+    alone = [talk(seed) for seed in range(3)]
+    with ThreadPoolExecutor(3) as threads:
+        together = list(threads.map(talk, range(3)))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
