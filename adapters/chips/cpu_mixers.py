@@ -1,5 +1,5 @@
 """The CPU: all that a recurrent mixer does between its projections, in one native call: step by step for a handful of
-tokens (decode, drafts), in chunks above.
+tokens (decode, drafts), in chunks above; Mamba, which has no chunk form, by one scan.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fluvial.adapters import native
-from fluvial.adapters.chips.cpu import STEP_TOKENS, at, contiguous, plain, same, short, some, threads
+from fluvial.adapters.chips.cpu import STEP_TOKENS, at, contiguous, plain, same, some, threads
 from fluvial.adapters.ops import kernel
 
 WIDTH = 256  # rows of a memory at most, as in kernels/memory.h
@@ -87,7 +87,7 @@ def _mamba(
     u: Tensor, dt: Tensor, z: Tensor, B: Tensor, C: Tensor, A_log: Tensor, dt_bias: Tensor, D: Tensor, h: Tensor,
     padding: Tensor | None,
 ) -> bool:  # fmt: skip
-    if not short(u, padding) or A_log.ndim != 2:
+    if not some(u, padding) or A_log.ndim != 2:
         return False
     (batch, T, E), N = u.shape, A_log.shape[1]
     return (
