@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-STEP_TOKENS = 16  # above, the reference's chunk form does less work per token
+STEP_TOKENS = 16  # of a handful: above, chunk forms do less work per token
 # Multiply-adds below which threads cost more than they save. Torch's threads wait in a busy loop: on a busy machine a
 # parallel region may last a time slice (8 ms), so only a step that is long anyway asks for them.
 THREADED = 1 << 18
@@ -35,11 +35,6 @@ def some(rows: Tensor, padding: Tensor | None) -> bool:
     if rows.ndim != 3 or rows.shape[1] < 1:
         return False
     return padding is None or (padding.shape == rows.shape[:2] and padding.dtype == torch.bool and padding.is_cpu)
-
-
-def short(rows: Tensor, padding: Tensor | None) -> bool:
-    """The same for a handful of tokens."""
-    return some(rows, padding) and rows.shape[1] <= STEP_TOKENS
 
 
 def same(shape: tuple[int, ...], *tensors: Tensor) -> bool:

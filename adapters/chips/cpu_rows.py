@@ -1,4 +1,4 @@
-"""The CPU: norms, short convolutions, activations and attention of a handful of tokens, a native call each."""
+"""The CPU: norms, short convolutions and activations, and attention of a handful of tokens, a native call each."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fluvial.adapters import native
-from fluvial.adapters.chips.cpu import STEP_TOKENS, at, contiguous, plain, same, short
+from fluvial.adapters.chips.cpu import STEP_TOKENS, at, contiguous, plain, same, some, threads
 from fluvial.adapters.ops import kernel
 
-SMALL = 1 << 17  # values of a row-wise op: torch's threads take longer inputs
+TAPS = 16  # of a convolution at most, as in kernels/short_conv.cpp
 WIDTH = 256  # channels of an attention head at most, as in kernels/memory.h
 ACTIVATIONS = ("tanh", "sigmoid")  # as in kernels/rows.cpp
 QUERIES = 64  # rows of q that share a key at most, as in kernels/attend.cpp
@@ -21,35 +21,35 @@ _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
 def _short_conv(x: Tensor, past: Tensor, taps: Tensor, bias: Tensor | None, activate: bool) -> bool:
-    if not short(x, None) or taps.ndim != 2:
+    if not some(x, None) or taps.ndim != 2:
         return False
     (B, _, C), size = x.shape, taps.shape[1]
     more = () if bias is None else (bias,)
-    fits = size >= 2 and past.shape == (B, size - 1, C) and taps.shape[0] == C and same((C,), *more)
+    fits = 2 <= size <= TAPS and past.shape == (B, size - 1, C) and taps.shape[0] == C and same((C,), *more)
     return fits and plain(x, past, taps, *more)
 
 
 def _token_shift(x: Tensor, past: Tensor, mu: Tensor) -> bool:
-    fits = short(x, None) and past.shape == (x.shape[0], 1, x.shape[2]) and mu.shape[1:] == x.shape[2:]
+    fits = some(x, None) and past.shape == (x.shape[0], 1, x.shape[2]) and mu.shape[1:] == x.shape[2:]
     return fits and mu.ndim == 2 and plain(x, past, mu)
 
 
 def _rms_norm(x: Tensor, gain: Tensor, offset: float, eps: float) -> bool:
-    return 0 < x.numel() <= SMALL and x.shape[-1:] == gain.shape and plain(x, gain)
+    return x.numel() > 0 and x.shape[-1:] == gain.shape and plain(x, gain)
 
 
 def _layer_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> bool:
-    return 0 < x.numel() <= SMALL and x.shape[-1:] == gain.shape == shift.shape and plain(x, gain, shift)
+    return x.numel() > 0 and x.shape[-1:] == gain.shape == shift.shape and plain(x, gain, shift)
 
 
 def _gated_silu(gate: Tensor, up: Tensor, scale: float) -> bool:
-    return 0 < gate.numel() <= SMALL and gate.shape == up.shape and plain(gate, up)
+    return gate.numel() > 0 and gate.shape == up.shape and plain(gate, up)
 
 
 def _head_rows(
     x: Tensor, gain: Tensor | None, cos: Tensor | None, sin: Tensor | None, offset: float, eps: float
 ) -> bool:
-    if x.ndim != 4 or not 0 < x.numel() <= SMALL or (cos is None) != (sin is None):
+    if x.ndim != 4 or x.numel() == 0 or (cos is None) != (sin is None):
         return False
     B, T, _, D = x.shape
     more = () if gain is None else (gain,)
@@ -99,55 +99,55 @@ def _attend(
 
 def _register(library: native.Library) -> None:
     few = f"C++ {library.sets[-1]}, up to {STEP_TOKENS} tokens"
-    small = f"C++ {library.sets[-1]}, up to {SMALL} values"
-    conv = library.kernel("short_conv", [_POINTER] * 6 + [_SIZE] * 5)
-    shift_by = library.kernel("token_shift", [_POINTER] * 5 + [_SIZE] * 4)
-    rms = library.kernel("rms_norm", [_POINTER] * 3 + [_SIZE] * 2 + [_FLOAT] * 2)
-    layer = library.kernel("layer_norm", [_POINTER] * 4 + [_SIZE] * 2 + [_FLOAT])
-    silu = library.kernel("gated_silu", [_POINTER] * 3 + [_SIZE, _FLOAT])
-    heads = library.kernel("head_rows", [_POINTER] * 5 + [_SIZE] * 7 + [_FLOAT] * 2)
-    gate_by = library.kernel("sigmoid_gate", [_POINTER] * 3 + [_SIZE])
-    through = library.kernel("activate", [_POINTER] * 2 + [_SIZE] * 2)
+    label = f"C++ {library.sets[-1]}"
+    conv = library.kernel("short_conv", [_POINTER] * 6 + [_SIZE] * 6)
+    shift_by = library.kernel("token_shift", [_POINTER] * 5 + [_SIZE] * 5)
+    rms = library.kernel("rms_norm", [_POINTER] * 3 + [_SIZE] * 2 + [_FLOAT] * 2 + [_SIZE])
+    layer = library.kernel("layer_norm", [_POINTER] * 4 + [_SIZE] * 2 + [_FLOAT, _SIZE])
+    silu = library.kernel("gated_silu", [_POINTER] * 3 + [_SIZE, _FLOAT, _SIZE])
+    heads = library.kernel("head_rows", [_POINTER] * 5 + [_SIZE] * 7 + [_FLOAT] * 2 + [_SIZE])
+    gate_by = library.kernel("sigmoid_gate", [_POINTER] * 3 + [_SIZE] * 2)
+    through = library.kernel("activate", [_POINTER] * 2 + [_SIZE] * 3)
     softmax = library.kernel("attend", [_POINTER] * 7 + [_SIZE] * 6 + [_FLOAT, _SIZE])
 
-    @kernel("short_conv", "cpu", label=few, accepts=_short_conv)
+    @kernel("short_conv", "cpu", label=label, accepts=_short_conv)
     def short_conv(*args: Any, instructions: str | None = None) -> tuple[Tensor, Tensor]:
         x, _, taps, _ = given = contiguous(args[:4])
         (B, T, C), size = x.shape, taps.shape[1]
         y, rows = torch.empty_like(x), x.new_empty(B, size - 1 + T, C)
-        conv(instructions)(*at(*given, rows, y), B, T, C, size, args[4])
+        conv(instructions)(*at(*given, rows, y), B, T, C, size, args[4], threads(x.numel()))
         return y, rows
 
-    @kernel("token_shift", "cpu", label=few, accepts=_token_shift)
+    @kernel("token_shift", "cpu", label=label, accepts=_token_shift)
     def token_shift(*args: Any, instructions: str | None = None) -> tuple[Tensor, Tensor]:
         x, _, mu = given = contiguous(args)
         B, T, D = x.shape
         mixes, rows = x.new_empty(mu.shape[0], B, T, D), x.new_empty(B, 1 + T, D)
-        shift_by(instructions)(*at(*given, rows, mixes), mu.shape[0], B, T, D)
+        shift_by(instructions)(*at(*given, rows, mixes), mu.shape[0], B, T, D, threads(x.numel()))
         return mixes, rows
 
-    @kernel("rms_norm", "cpu", label=small, accepts=_rms_norm)
+    @kernel("rms_norm", "cpu", label=label, accepts=_rms_norm)
     def rms_norm(x: Tensor, gain: Tensor, offset: float, eps: float, *, instructions: str | None = None) -> Tensor:
         given, width = contiguous((x, gain)), gain.numel()
         y = torch.empty_like(given[0])
-        rms(instructions)(*at(*given, y), x.numel() // width, width, offset, eps)
+        rms(instructions)(*at(*given, y), x.numel() // width, width, offset, eps, threads(x.numel()))
         return y
 
-    @kernel("layer_norm", "cpu", label=small, accepts=_layer_norm)
+    @kernel("layer_norm", "cpu", label=label, accepts=_layer_norm)
     def layer_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: float, *, instructions: str | None = None) -> Tensor:
         given, width = contiguous((x, gain, shift)), gain.numel()
         y = torch.empty_like(given[0])
-        layer(instructions)(*at(*given, y), x.numel() // width, width, eps)
+        layer(instructions)(*at(*given, y), x.numel() // width, width, eps, threads(x.numel()))
         return y
 
-    @kernel("gated_silu", "cpu", label=small, accepts=_gated_silu)
+    @kernel("gated_silu", "cpu", label=label, accepts=_gated_silu)
     def gated_silu(gate: Tensor, up: Tensor, scale: float, *, instructions: str | None = None) -> Tensor:
         given = contiguous((gate, up))
         y = torch.empty_like(given[0])
-        silu(instructions)(*at(*given, y), y.numel(), scale)
+        silu(instructions)(*at(*given, y), y.numel(), scale, threads(y.numel()))
         return y
 
-    @kernel("head_rows", "cpu", label=small, accepts=_head_rows)
+    @kernel("head_rows", "cpu", label=label, accepts=_head_rows)
     def head_rows(*args: Any, instructions: str | None = None) -> Tensor:
         x, *rest = args
         B, T, H, D = x.shape
@@ -155,21 +155,21 @@ def _register(library: native.Library) -> None:
             x = x.contiguous()
         given, y = contiguous(rest[:3]), x.new_empty(B, T, H, D)
         R = 0 if rest[1] is None else rest[1].shape[3]
-        heads(instructions)(*at(x, *given, y), B, T, H, D, R, x.stride(1), x.stride(2), *rest[3:])
+        heads(instructions)(*at(x, *given, y), B, T, H, D, R, x.stride(1), x.stride(2), *rest[3:], threads(x.numel()))
         return y
 
-    @kernel("sigmoid_gate", "cpu", label=small, accepts=_sigmoid_gate)
+    @kernel("sigmoid_gate", "cpu", label=label, accepts=_sigmoid_gate)
     def sigmoid_gate(x: Tensor, gate: Tensor, *, instructions: str | None = None) -> Tensor:
         given = contiguous((x, gate))
         y = torch.empty_like(given[0])
-        gate_by(instructions)(*at(*given, y), y.numel())
+        gate_by(instructions)(*at(*given, y), y.numel(), threads(y.numel()))
         return y
 
-    @kernel("activate", "cpu", label=small, accepts=_activate)
+    @kernel("activate", "cpu", label=label, accepts=_activate)
     def activate(x: Tensor, kind: str, *, instructions: str | None = None) -> Tensor:
         x = x.contiguous()
         y = torch.empty_like(x)
-        through(instructions)(*at(x, y), y.numel(), ACTIVATIONS.index(kind))
+        through(instructions)(*at(x, y), y.numel(), ACTIVATIONS.index(kind), threads(y.numel()))
         return y
 
     @kernel("attend", "cpu", label=few, accepts=_attend)

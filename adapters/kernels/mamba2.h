@@ -23,18 +23,14 @@ INLINE void skip_and_gate(float *y, const float *u, float skip, const float *z, 
 INLINE void norm_groups_of(float *y, const float *gain, const float *z, bool gate, int64_t tokens, int64_t norm_groups,
                            int64_t width, float eps, int64_t threads) {
   if (!gain && !gate) return;
-  constexpr int64_t block = 16;  // tokens of a job
-  share((tokens + block - 1) / block, threads, [&](int64_t job) {
-    const int64_t first = job * block, last = first + block < tokens ? first + block : tokens;
-    for (int64_t part = first * norm_groups; part < last * norm_groups; ++part) {
-      float *out = y + part * width;
-      const float *weight = gain ? gain + part % norm_groups * width : nullptr, *gates = z + part * width;
-      const float by = gain ? 1.f / std::sqrt(dot(out, out, width) / static_cast<float>(width) + eps) : 1.f;
-      if (gain)
-        for (int64_t i = 0; i < width; ++i) out[i] *= by * weight[i];
-      if (gate)
-        for (int64_t i = 0; i < width; ++i) out[i] *= silu1(gates[i]);
-    }
+  share_rows(tokens * norm_groups, threads, [&](int64_t part) {
+    float *out = y + part * width;
+    const float *weight = gain ? gain + part % norm_groups * width : nullptr, *gates = z + part * width;
+    const float by = gain ? 1.f / std::sqrt(dot(out, out, width) / static_cast<float>(width) + eps) : 1.f;
+    if (gain)
+      for (int64_t i = 0; i < width; ++i) out[i] *= by * weight[i];
+    if (gate)
+      for (int64_t i = 0; i < width; ++i) out[i] *= silu1(gates[i]);
   });
 }
 

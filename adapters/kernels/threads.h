@@ -37,4 +37,13 @@ INLINE void share(int64_t jobs, int64_t threads, const Job &job) {
   fluvial::waited(fluvial::clock_ns() - done);
 }
 
+// run(row) for rows in [0, rows), some neighbours a job.
+template <typename Run>
+INLINE void share_rows(int64_t rows, int64_t threads, const Run &run) {
+  constexpr int64_t some = 16;
+  share((rows + some - 1) / some, threads, [&](int64_t job) {
+    for (int64_t row = job * some; row < rows && row < (job + 1) * some; ++row) run(row);
+  });
+}
+
 }  // namespace
