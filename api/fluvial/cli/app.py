@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fluvial import __version__
+from fluvial.cli.bench import memory, recall
 from fluvial.cli.chat import chat
 from fluvial.cli.command import command
 from fluvial.cli.doctor import doctor
@@ -22,6 +23,7 @@ from fluvial.cli.watch import watch
 app = typer.Typer(name="fluvial", add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 models = typer.Typer(help="The models on this machine.", no_args_is_help=True)
 states = typer.Typer(help="Saved conversations.", no_args_is_help=True)
+bench = typer.Typer(help="Measure what long streams cost, and what is remembered of them.", no_args_is_help=True)
 lora = typer.Typer(help="Plugins: LoRA folders and learned states.", no_args_is_help=True)
 
 
@@ -58,3 +60,6 @@ app.add_typer(states, name="state")
 command(lora, "ls")(ls_plugins)
 command(lora, "verify")(verify)
 app.add_typer(lora, name="lora")
+command(bench, "recall")(recall)
+command(bench, "memory")(memory)
+app.add_typer(bench, name="bench")
