@@ -2,6 +2,7 @@
 #   make demo    questions about a real image and a real video
 #   make test    the laws and everything else          make lint    ruff and mypy
 #   make parity  a table of every published family against its reference implementation
+#   make matrix  features x architectures: ten times the random cells of make test
 #   make bench   kernels, plugins, whole models        make clean   forgets .venv and all build products
 #   make cross   whether the kernels compile for ARM, where zig is at hand
 # PYTHON=python3.12 picks the interpreter. On Linux the package index's torch brings gigabytes of CUDA libraries;
@@ -15,7 +16,7 @@ READY := .venv/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ROOMS := models encoders engine adapters
 
-.PHONY: demo test lint parity bench cross clean types
+.PHONY: demo test lint parity matrix bench cross clean types
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -30,6 +31,10 @@ lint: $(READY) types
 
 parity: $(READY)
 	@$(BIN)/python -m pytest tests/parity -s --tb=short 2>/dev/null | grep -oE 'parity  .*|(FAILED|ERROR) .*|[0-9]+ (passed|failed).*'
+
+matrix: $(READY)
+	@FLUVIAL_MATRIX=10 $(BIN)/python -m pytest -n $(WORKERS) -q -rP tests/composition/test_sessions.py 2>/dev/null \
+	    | grep -oE '^composition  .*|(FAILED|ERROR) .*|[0-9]+ (passed|failed).*'
 
 bench: $(READY)
 	$(BIN)/python benchmarks/kernels.py

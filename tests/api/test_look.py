@@ -18,6 +18,13 @@ def test_doctor(fluvial):
     assert about["memory"]["available"] is None or 0 < about["memory"]["available"] <= about["memory"]["total"]
 
 
+def test_doctor_shows_what_composes(fluvial):
+    assert "no [1]" in fluvial("doctor", "--matrix").stdout
+    rows = json.loads(fluvial("doctor", "--matrix", "--json").stdout)["matrix"]
+    mtp = next(row for row in rows if row["value"] == "mtp")
+    assert mtp["refused"]["qwen3_5 hybrid"] == "" and "bring such a head" in mtp["refused"]["mamba"]
+
+
 def test_doctor_says_what_is_broken(fluvial, monkeypatch):
     real = importlib.import_module
 

@@ -16,18 +16,26 @@ import typer
 from typer import Option
 
 from fluvial import __version__
+from fluvial.cli.composition import lines
 from fluvial.cli.console import size, waiting
+from fluvial.engine.matrix import table
 
 EXTRAS = {"av": "video", "pillow_heif": "heic", "matplotlib": "plot"}
 NEEDED = {"torch": "torch", "numpy": "numpy", "PIL": "pillow", "cv2": "opencv-python", "tokenizers": "tokenizers"}
 NEEDED |= {"safetensors": "safetensors", "jinja2": "jinja2", "einops": "einops", "typer": "typer", "rich": "rich"}
 
 
-def doctor(as_json: Annotated[bool, Option("--json", help="Print one JSON object.")] = False) -> None:
+def doctor(
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object.")] = False,
+    matrix: Annotated[bool, Option("--matrix", help="Print what works together on which architecture.")] = False,
+) -> None:
     """Check the installation: versions, chip, kernels, memory.
 
     It ends with exit code 1 where something is broken.
     """
+    if matrix:
+        typer.echo(json.dumps({"v": 1, "matrix": table()}) if as_json else "\n".join(lines()))
+        return
     with waiting("Looking"):
         about = examine()
     if as_json:
