@@ -33,7 +33,7 @@ parity: $(READY)
 	@$(BIN)/python -m pytest tests/parity -s --tb=short 2>/dev/null | grep -oE 'parity  .*|(FAILED|ERROR) .*|[0-9]+ (passed|failed).*'
 
 matrix: $(READY)
-	@FLUVIAL_MATRIX=10 $(BIN)/python -m pytest -n $(WORKERS) -q -rP tests/composition/test_sessions.py 2>/dev/null \
+	@FLUVIAL_MATRIX=10 $(BIN)/python -m pytest -n $(WORKERS) -rP tests/composition/test_sessions.py 2>/dev/null \
 	    | grep -oE '^composition  .*|(FAILED|ERROR) .*|[0-9]+ (passed|failed).*'
 
 bench: $(READY)
