@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,11 +86,11 @@ def soak(stream: Iterator[Held], done: Callable[[int, int], bool], seconds: floa
 
 
 def verdict(rows: list[dict[str, float]]) -> dict[str, float]:
-    """The end against the first hundredth: bytes, resident memory and time per token (means of a tenth)."""
+    """The end against the first hundredth: bytes, resident memory and time per token (medians of a tenth)."""
     first, last, tenth = rows[0], rows[-1], max(1, len(rows) // 10)
 
     def us(part: list[dict[str, float]]) -> float:
-        return sum(row["us_per_token"] for row in part) / len(part)
+        return statistics.median(row["us_per_token"] for row in part)
 
     return {
         "tokens": last["tokens"],
