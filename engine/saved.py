@@ -5,6 +5,7 @@ The file names the model it belongs to (decoder, tower and template), so that a 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def save(now: Snapshot, path: Path) -> None:
         "media": now.media,
         "ids": now.ids,
     }
+    memory["history"] = _history(memory, feed.position)
     about |= {"plugins": json.dumps(feed.route.saved if feed.route else {})}
     about |= {"name": feed.model.name, "whole_model": feed.model.fingerprint()}
     write_atomically(path, KIND, tensors, about | {"memory": json.dumps(memory)})
@@ -73,6 +75,12 @@ def load(model: Model, path: Path) -> Snapshot:
         raise IntegrityError(
             f"{path} is damaged.", repr(error), "Restore it from a copy; nothing was loaded."
         ) from error
+
+
+def _history(memory: dict[str, Any], position: int) -> str:
+    """A hash of what was fed, words, control tokens and media in their order: alike for the same past."""
+    past = [memory[key] for key in ("fed", "media", "ids", "streamed")]
+    return hashlib.sha256(json.dumps([past, position]).encode()).hexdigest()
 
 
 def _part_to_json(part: Part) -> list[Any]:

@@ -55,6 +55,7 @@ def describe(saved: Saved) -> dict[str, Any]:
         "tape_bytes": sum(rows.nbytes for tape in tapes for rows in tape.stored),
         "tape_tokens": max((n for tape in tapes for n in tape.lengths), default=0),
         "plugins": json.loads(saved.about.get("plugins", "{}")),
+        "history": memory.get("history", ""),
         "messages": memory.get("messages", []),
         "open_turn": memory.get("open_turn", []),
         "media": memory.get("media", []),

@@ -142,6 +142,11 @@ def test_a_report_names_what_was_said_and_where_two_part(variant: str, tmp_path:
     assert about["position"] == [session.position] and about["state_bytes"] == session.nbytes("recurrent")
     assert json.loads(json.dumps(about)) == about
     assert compare(a, a)["equal"]
+    other = Session(tiny(variant), system="Be brief.")
+    list(other.ask("One?", max_tokens=3))
+    other.save(tmp_path / "d.state")
+    histories = [describe(saved)["history"] for saved in (a, b, c, read(tmp_path / "d.state"))]
+    assert len(set(histories)) == 3 and histories[0] == histories[3]
     found = compare(b, c)
     assert not found["equal"] and found["shared"]["messages"] == 3
     assert all(gap is None or gap > 0 for gap in found["leaves"].values()) and found["leaves"]

@@ -33,6 +33,7 @@ def show(path: File, as_json: Json = False) -> None:
         "position": ", ".join(f"{n:,}" for n in about["position"]) + " tokens",
         "state": f"{size(about['state_bytes'])} in {about['leaves']} leaves, {about['state_dtype']}",
         "tape (KV)": tape,
+        "history": about["history"][:12] or "not kept",
         "media": len(about["media"]),
         "messages": len(about["messages"]),
     }
