@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from decode import CONFIGS, built
@@ -177,7 +178,7 @@ def main() -> None:
     chips.load()
     if args.clock == "cpu":
         for module in (speculation, answers):
-            module.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[attr-defined]
+            mock.patch.object(module, "time", SimpleNamespace(perf_counter=time.process_time)).start()
     texts = workloads(args.tokens)
     for name in args.models:
         full_size(name, args.quant, args.tokens, texts)

@@ -97,9 +97,11 @@ class Model:
             raise UnsupportedError(
                 f"{self.name} reads text only.", hint="Use a model with a vision tower, like pebble."
             )
-        self._release(self.decoder)
+        if not video:  # stills come one by one; frames would have everything read again each time
+            self._release(self.decoder)
         embeddings: Tensor | list[Tensor] = self.tower.encode(frames, route, video=video, total=total)
-        self._release(self.tower)
+        if not video:
+            self._release(self.tower)
         return embeddings
 
     def _release(self, *modules: nn.Module | None) -> None:

@@ -178,7 +178,9 @@ class _Replay:
         moving += [extent(leaf) for leaf in leaves.values() if isinstance(leaf, Tensor)]
         self._tapes = [name for name, leaf in leaves.items() if isinstance(leaf, Tape)]
         for name in self._tapes:
-            k, v = leaves[name].stores  # type: ignore[union-attr]
+            tape = leaves[name]
+            assert isinstance(tape, Tape)
+            k, v = tape.stores
             about = next((values for values, t in recording.described if t is k), None)
             moving += [extent(k), extent(v)]
             moving.append((0, 0) if about is None else (ctypes.addressof(about), ctypes.sizeof(about)))
@@ -219,8 +221,9 @@ class _Replay:
                     return None
                 held.append(leaf.contiguous())
                 moving.append(held[-1].data_ptr())
-            tapes = tuple(leaves[name].ready(tokens) for name in self._tapes)  # type: ignore[union-attr]
-        if not _whole(tapes):
+            found = (leaves[name] for name in self._tapes)
+            tapes = tuple(leaf.ready(tokens) for leaf in found if isinstance(leaf, Tape))
+        if len(tapes) != len(self._tapes) or not _whole(tapes):
             return None
         about = [number for tape in tapes for number in (*tape.place[2:], *tape.lengths)]
         numbers = (ctypes.c_int64 * len(about))(*about)

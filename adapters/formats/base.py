@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,19 +14,19 @@ Parts = dict[str, Tensor]
 _formats: dict[str, Format] = {}
 
 
-class Format:
+class Format(ABC):
     """Stores a matrix [out, in] as named tensors ("parts") and multiplies by it."""
 
     name: str
     trainable = False
 
+    @abstractmethod
     def pack(self, matrix: Tensor) -> Parts:
         """Matrix [out, in] -> parts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unpack(self, parts: Parts) -> Tensor:
         """Parts -> matrix [out, in]."""
-        raise NotImplementedError
 
     def empty(self, d_out: int, d_in: int, dtype: torch.dtype | None, device: torch.device | str | None) -> Parts:
         """Parts of the right shapes, to be filled by a loader."""

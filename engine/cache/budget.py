@@ -7,10 +7,11 @@ goes, and the clock moves up to it, so that what is not used sinks (GreedyDual-S
 from __future__ import annotations
 
 import heapq
+from abc import ABC, abstractmethod
 from itertools import count
 
 
-class Item:
+class Item(ABC):
     """Something that takes up bytes. `work`: tokens of the decoder that it saves."""
 
     __slots__ = ("alive", "held", "hits", "nbytes", "priority", "stamp", "work")
@@ -20,12 +21,13 @@ class Item:
         self.work, self.priority, self.stamp = 0.0, 0.0, -1
 
     @property
+    @abstractmethod
     def evictable(self) -> bool:
-        raise NotImplementedError
+        """Whether it may go now."""
 
+    @abstractmethod
     def evict(self) -> None:
         """Gives bytes back to the budget."""
-        raise NotImplementedError
 
 
 class Budget:

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,10 +30,8 @@ from fluvial.engine.media import Facts, Step
 from fluvial.models.state import State
 from fluvial.models.state_file import read_checked, write_atomically
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # not on this system
-    fcntl = None  # type: ignore[assignment]
 
 STATE, MEDIUM = "fluvial-cached-state", "fluvial-cached-medium"
 HEADER = 64 * 1024  # bytes of a file besides its tensors and metadata, at most
@@ -52,7 +51,7 @@ class Disk:
     cannot be made."""
 
     def __init__(self, folder: Path, size: int, device: torch.device) -> None:
-        if fcntl is None:
+        if sys.platform == "win32":
             raise UnsupportedError("The cache needs file locks to share a folder.", "This system has none.")
         self.folder, self.size, self._device = folder, size, device
         try:

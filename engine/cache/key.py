@@ -67,8 +67,8 @@ def medium_key(key: Key, medium: Medium | list[Frame]) -> str:
             else:
                 with place.open("rb") as file:
                     whole.update(hashlib.file_digest(file, "blake2b").digest())
-        else:  # a picture in memory
-            _add(whole, read_image(source, max_pixels=medium.max_pixels))  # type: ignore[union-attr]
+        elif isinstance(medium, Image):  # a picture in memory
+            _add(whole, read_image(source, max_pixels=medium.max_pixels))
     else:
         for frame in medium if isinstance(medium, list) else [medium]:
             _add(whole, frame)

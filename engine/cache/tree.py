@@ -180,9 +180,9 @@ class Tree:
         parent, first = node.parent, at + node.start
         assert parent is not None
         head = Node(self, parent, Run(node.label[:at], first, node.shift), {}, node.cuts)
-        for name, rows in node.rows.items():
-            head.rows[name] = tuple(own(t[:, :, :at]) for t in rows)  # type: ignore[assignment]
-            node.rows[name] = tuple(own(t[:, :, at:]) for t in rows)  # type: ignore[assignment]
+        for name, (k, v) in node.rows.items():
+            head.rows[name] = own(k[:, :, :at]), own(v[:, :, :at])
+            node.rows[name] = own(k[:, :, at:]), own(v[:, :, at:])
         parent.children[node.label[0]] = head
         node.parent, node.label = head, node.label[at:]
         head.children[node.label[0]] = node

@@ -5,6 +5,7 @@ Text goes in by thousands of tokens and leaves no trace but the state, so a stre
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 from fluvial.adapters.errors import UnsupportedError
@@ -47,7 +48,7 @@ class Reader(Protocol):
         ...
 
 
-class _Buffered:
+class _Buffered(ABC):
     """Gathers pieces of text until there are enough to feed."""
 
     def __init__(self, model: Model) -> None:
@@ -70,11 +71,11 @@ class _Buffered:
         if text.strip():
             self._feed(text)
 
-    def _feed(self, text: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _feed(self, text: str) -> None: ...
 
-    def _see(self, frame: Frame) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _see(self, frame: Frame) -> None: ...
 
 
 class ChatReader(_Buffered):
