@@ -2,8 +2,8 @@
 
     python -m examples.reverse_digits 260123_reverse_L2_only_rwkv7.pth [--digits 60] [--each 10] [--quant int8]
 
-The file (190 KB) is in BlinkDL/RWKV-LM under RWKV-v8, where the script beside it reports 396,500 of 396,500 digits right
-for 1 to 60 digits. It is two layers of width 32 without a norm behind the embedding, and with two biases that a usual
+The file (190 KB) is in BlinkDL/RWKV-LM under RWKV-v8; the script beside it reports 396,500 of 396,500 digits right for
+1 to 60 digits. It is two layers of width 32 without a norm behind the embedding and with two biases that a usual
 checkpoint lacks, so the decoder is put together by hand here: any list of blocks is a model.
 """
 
