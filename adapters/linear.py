@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fluvial.adapters.formats import DENSE, Format
 from fluvial.adapters.formats.base import Parts
 from fluvial.adapters.lora import Route, Update, routed
-from fluvial.adapters.module import Module
+from fluvial.adapters.module import Module, initial
 
 
 class Linear(Module):
@@ -46,13 +46,13 @@ class Linear(Module):
             else:
                 self.register_buffer(name, part)
 
+    @initial
     def reset(self) -> None:
         """Fresh uniform weights in +-1/sqrt(in); a bias of zero. For training and for random test models."""
-        with torch.no_grad():
-            bound = 1.0 / math.sqrt(self.d_in)
-            self.parts["weight"].uniform_(-bound, bound)
-            if self.bias is not None:
-                self.bias.zero_()
+        bound = 1.0 / math.sqrt(self.d_in)
+        self.parts["weight"].uniform_(-bound, bound)
+        if self.bias is not None:
+            self.bias.zero_()
 
     @property
     def parts(self) -> Parts:
@@ -100,9 +100,9 @@ class Embedding(Linear):
         super().__init__(d_model, vocab, dtype=dtype)
         self.lookups: dict[str, Update] = {}
 
+    @initial
     def reset(self) -> None:
-        with torch.no_grad():
-            self.parts["weight"].normal_(std=self.d_in**-0.5)
+        self.parts["weight"].normal_(std=self.d_in**-0.5)
 
     def attach_lookup(self, plugin: str, update: Update) -> None:
         """As `attach`, for the rows that `lookup` gives; a tied head keeps the base's."""

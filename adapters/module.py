@@ -5,10 +5,14 @@ What is prepared once for many forwards (models/replay.py) asks `changes()` inst
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Self, TypeVar
 
+import torch
 from torch import nn
 
+M = TypeVar("M", bound=nn.Module)
 _changes = 0
 
 
@@ -40,3 +44,16 @@ class Module(nn.Module):
     def register_forward_pre_hook(self, *args: Any, **kwargs: Any) -> Any:
         _changed()
         return super().register_forward_pre_hook(*args, **kwargs)
+
+
+def initial(reset: Callable[[M], None]) -> Callable[[M], None]:
+    """For a method that gives a module's parameters their values before training. On the meta device, where a model is
+    built to be loaded, there are none to give, and torch's arithmetic there would import its compiler: 75 MB."""
+
+    @wraps(reset)
+    def run(self: M) -> None:
+        if not any(parameter.is_meta for parameter in self.parameters()):
+            with torch.no_grad():
+                reset(self)
+
+    return run

@@ -64,6 +64,10 @@ class Recording(TorchDispatchMode):
         self.described = list[tuple[Any, Tensor]]()
         self._paused = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # the first operation heard would import torch's compiler: 75 MB
+
     @contextmanager
     def listening(self) -> Iterator[None]:
         with self, native.heard(self):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from fluvial.adapters.errors import UsageError
 from fluvial.adapters.linear import Linear
 from fluvial.adapters.lora import Route
+from fluvial.adapters.module import initial
 from fluvial.adapters.norm import LayerNorm
 from fluvial.adapters.weights import Piece
 from fluvial.encoders.blocks import Conv3x3, VisionBlock
@@ -65,9 +66,15 @@ class PebbleVision(Tower):
         self.norm = LayerNorm(config.width)
         self.projector = Linear(config.width, config.d_model, bias=True)
         side = math.isqrt(config.tokens)
+        self.rows, self.columns = (nn.Parameter(torch.empty(side, config.width)) for _ in range(2))
+        self.rows_out, self.columns_out = (nn.Parameter(torch.empty(side, config.d_model)) for _ in range(2))
+        self.reset()
+
+    @initial
+    def reset(self) -> None:
         # separable random codes: with a zero or a constant start, "where" is learned late or never
-        self.rows, self.columns = (nn.Parameter(torch.randn(side, config.width) * 0.4) for _ in range(2))
-        self.rows_out, self.columns_out = (nn.Parameter(torch.randn(side, config.d_model) * 0.4) for _ in range(2))
+        for code in (self.rows, self.columns, self.rows_out, self.columns_out):
+            code.normal_(std=0.4)
 
     def forward(self, pixels: Tensor, merges: int = 0, route: Route | None = None) -> Tensor:
         """pixels [N, 2, 3, 16 h, 16 w] in -1..1 -> embeddings [N, h w / 4^merges, M]."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fluvial.adapters import chips, ops, packed, pages
 from fluvial.adapters.errors import IntegrityError, UnsupportedError, UsageError
+from fluvial.adapters.fingerprint import add_tensors
 from fluvial.adapters.lora import Route
 from fluvial.adapters.recipes import TOWER, bytes_by_format, count, recipe
 from fluvial.encoders.frame import Frame
@@ -113,9 +114,10 @@ class Model:
         """A hash of decoder, tower and chat template; saved sessions carry it."""
         if not self._fingerprint:
             digest = hashlib.blake2b(self.decoder.fingerprint().encode(), digest_size=20)
-            for name, tensor in sorted(self.tower.state_dict().items()) if self.tower is not None else ():
-                digest.update(name.encode())
-                digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+            self._release(self.decoder)
+            if self.tower is not None:
+                add_tensors(digest, self.tower)
+                self._release(self.tower)
             seen = self.tower and self.tower.config  # how pictures are cut to size
             digest.update(repr((self.processor, self.template and self.template.source, seen)).encode())
             if self.recipe is not None:
@@ -186,9 +188,9 @@ def load_model(
     if shapes.draft is not None:
         shapes.draft[0].layers.keep_rows(kv)
     parts = fill_shapes(shapes, place, precision, stored)
-    parts.decoder.fingerprint()
+    parts.decoder.identify()
     if parts.draft_head is not None:
-        parts.draft_head.fingerprint()
+        parts.draft_head.layers.identify()
     model = Model(
         str(name),
         folder,
@@ -204,7 +206,6 @@ def load_model(
     )
     if plugin is not None:
         model.route = model.plugins.route(model.plugins.load(plugin).name)
-    model._release(model.decoder, model.tower, model.draft_head)  # all of it was read, for its hash
     return model
 
 

@@ -47,7 +47,7 @@ def describe(saved: Saved) -> dict[str, Any]:
         "kind": saved.kind,
         "version": saved.about["version"],
         "model": saved.about.get("name", ""),
-        "fingerprint": state.model,
+        "fingerprint": str(state.model),
         "position": list(state.position),
         "leaves": len(state.leaves),
         "state_dtype": state.dtype,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fluvial.adapters.errors import IntegrityError, UnsupportedError, UsageError
+from fluvial.adapters.fingerprint import Fingerprint, add_tensors
 from fluvial.adapters.linear import Embedding, Linear
 from fluvial.adapters.lora import Route, weighted
 from fluvial.adapters.module import Module
@@ -76,7 +77,7 @@ class Decoder(Module):
         self.starts: dict[str, Mapping[str, Tensor]] = {}  # state plugin -> leaf -> [1, ...]
         self.kv = "exact"  # how attention keeps its rows: models.kv
         self.state_dtype = "fp32"  # what memories are kept in between forwards: rounded.STATE_DTYPES
-        self._fingerprint = ""
+        self._identity: Fingerprint | str = ""  # what states carry
         self._replays = Replays()
 
     @property
@@ -115,7 +116,7 @@ class Decoder(Module):
         if self.state_dtype != "fp32":
             memories = {name: leaf for name, leaf in leaves.items() if is_memory(name) and isinstance(leaf, Tensor)}
             leaves |= {name: Rounded.of(leaf, self.state_dtype) for name, leaf in memories.items()}
-        return State(leaves, (0,) * batch, self._fingerprint, dtype=self.state_dtype)
+        return State(leaves, (0,) * batch, self._identity, dtype=self.state_dtype)
 
     @overload
     def forward(
@@ -227,7 +228,7 @@ class Decoder(Module):
 
     def check(self, state: State) -> None:
         """Raises `IntegrityError` for a state of another model, or kept in another precision."""
-        if state.model != self._fingerprint:
+        if state.model != self._identity:
             raise IntegrityError("The state belongs to another model.", hint="Start a new session for this model.")
         if state.dtype != self.state_dtype:
             raise IntegrityError(
@@ -257,17 +258,21 @@ class Decoder(Module):
             )
         self.kv = mode
 
+    def identify(self) -> None:
+        """From now on states carry a hash of the config and of the weights as they are when it is first needed."""
+        self._identity = Fingerprint(self._hashed)
+
     def fingerprint(self) -> str:
-        """A hash of config and weights, computed once; states made afterwards carry it."""
-        if not self._fingerprint:
-            digest = hashlib.blake2b(
-                json.dumps(asdict(self.config), sort_keys=True, default=str).encode(), digest_size=20
-            )
-            digest.update(self.kv.encode())
-            for name, tensor in sorted(self.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-            if formats := formats_in({"decoder": self}):
-                digest.update(repr(sorted(formats.items())).encode())
-            self._fingerprint = digest.hexdigest()
-        return self._fingerprint
+        """That hash, computed once; states made before `identify` or this was called carry none."""
+        if not isinstance(self._identity, Fingerprint):
+            self.identify()
+        return str(self._identity)
+
+    def _hashed(self) -> str:
+        config = json.dumps(asdict(self.config), sort_keys=True, default=str)
+        digest = hashlib.blake2b(config.encode(), digest_size=20)
+        digest.update(self.kv.encode())
+        add_tensors(digest, self)
+        if formats := formats_in({"decoder": self}):
+            digest.update(repr(sorted(formats.items())).encode())
+        return digest.hexdigest()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fluvial.adapters.errors import UnsupportedError
 from fluvial.adapters.linear import Linear
+from fluvial.adapters.module import initial
 from fluvial.adapters.norm import RMSNorm
 from fluvial.adapters.ops import op
 from fluvial.models.conv import ShortConv
@@ -176,11 +177,11 @@ class GatedDelta(Mixer):
         self.out_proj = Linear(heads * d_v, d_model)
         self.reset()
 
+    @initial
     def reset(self) -> None:
-        with torch.no_grad():
-            self.A_log.uniform_(1, 16).log_()
-            dt = torch.empty_like(self.dt_bias).uniform_(-6.9, -2.3).exp()  # log-uniform in 0.001 .. 0.1
-            self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse softplus
+        self.A_log.uniform_(1, 16).log_()
+        dt = torch.empty_like(self.dt_bias).uniform_(-6.9, -2.3).exp()  # log-uniform in 0.001 .. 0.1
+        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse softplus
 
     def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Leaf]:
         dtype = recurrent_dtype(dtype)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fluvial.adapters.linear import Linear
+from fluvial.adapters.module import initial
 from fluvial.adapters.ops import op
 from fluvial.models.conv import ShortConv
 from fluvial.models.journal import Count, Final, Pending
@@ -130,11 +131,11 @@ class Mamba(Mixer):
         self.out_proj = Linear(d_inner, d_model, bias)
         self.reset()
 
+    @initial
     def reset(self) -> None:
-        with torch.no_grad():
-            self.A_log.copy_(torch.arange(1, self.d_state + 1, device=self.A_log.device).log())
-            dt = torch.empty_like(self.dt_bias).uniform_(-6.9, -2.3).exp()  # log-uniform in 0.001 .. 0.1
-            self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse softplus
+        self.A_log.copy_(torch.arange(1, self.d_state + 1, device=self.A_log.device).log())
+        dt = torch.empty_like(self.dt_bias).uniform_(-6.9, -2.3).exp()  # log-uniform in 0.001 .. 0.1
+        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse softplus
 
     def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Leaf]:
         dtype = recurrent_dtype(dtype)

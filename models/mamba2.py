@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fluvial.adapters.linear import Linear
+from fluvial.adapters.module import initial
 from fluvial.adapters.norm import RMSNorm
 from fluvial.adapters.ops import op
 from fluvial.models.conv import ShortConv
@@ -137,11 +138,11 @@ class Mamba2(Mixer):
         self.out_proj = Linear(self.d_inner, d_model, bias if out_bias is None else out_bias)
         self.reset()
 
+    @initial
     def reset(self) -> None:
-        with torch.no_grad():
-            self.A_log.uniform_(1, 16).log_()
-            dt = torch.empty_like(self.dt_bias).uniform_(-6.9, -2.3).exp()
-            self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        self.A_log.uniform_(1, 16).log_()
+        dt = torch.empty_like(self.dt_bias).uniform_(-6.9, -2.3).exp()
+        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
     def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Leaf]:
         dtype = recurrent_dtype(dtype)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fluvial.adapters.linear import Linear
-from fluvial.adapters.module import Module
+from fluvial.adapters.module import Module, initial
 from fluvial.adapters.norm import LayerNorm
 from fluvial.adapters.ops import op
 from fluvial.models.journal import Final, Outer, Pending, Window
@@ -166,11 +166,12 @@ class TimeMix(Mixer):
         self.o_proj = Linear(d_model, d_model)
         self.reset()
 
+    @initial
     def reset(self) -> None:
-        with torch.no_grad():  # decays from slow to fast across the channels of a head
-            ramp = torch.linspace(0, 1, self.d_head).repeat(self.heads)
-            assert self.w_lora.base is not None
-            self.w_lora.base.copy_(-6 + 6.5 * ramp**0.9)
+        # decays from slow to fast across the channels of a head
+        ramp = torch.linspace(0, 1, self.d_head).repeat(self.heads)
+        assert self.w_lora.base is not None
+        self.w_lora.base.copy_(-6 + 6.5 * ramp**0.9)
 
     def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Leaf]:
         dtype = recurrent_dtype(dtype)

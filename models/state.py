@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fluvial.adapters.errors import IntegrityError
+from fluvial.adapters.fingerprint import Fingerprint
 from fluvial.models.rounded import Rounded
 from fluvial.models.state_file import read_checked, write_atomically
 from fluvial.models.tape import Tape
@@ -36,7 +37,7 @@ class State:
 
     leaves: Mapping[str, Leaf]
     position: tuple[int, ...]
-    model: str = ""
+    model: str | Fingerprint = ""
     shift: tuple[int, ...] = ()
     dtype: str = "fp32"
 
@@ -83,7 +84,7 @@ class State:
                 rounded[name] = leaf.shape, str(leaf.wide).removeprefix("torch.")
             else:
                 tensors[name] = leaf
-        about = {"model": self.model, "position": json.dumps(self.position), "tapes": json.dumps(tapes)}
+        about = {"model": str(self.model), "position": json.dumps(self.position), "tapes": json.dumps(tapes)}
         if rounded:
             about |= {"dtype": self.dtype, "rounded": json.dumps(rounded)}
         return tensors, about | ({"shift": json.dumps(self.shift)} if self.shift else {})

@@ -93,7 +93,7 @@ class StateCache:
         if self._disk is None or feed.chain is None:
             return False
         past = tuple(symbol for run in feed.chain.whole() for symbol in run.symbols)
-        stored = self._disk.find(feed.chain.key, past + symbols, len(past) + count, feed.state.model)
+        stored = self._disk.find(feed.chain.key, past + symbols, len(past) + count, str(feed.state.model))
         self._noted()
         if stored is None:
             return False

@@ -129,7 +129,6 @@ def test_the_fingerprint_names_the_format():
     prints = {one.fingerprint()}
     for format in ("int4-g32", "int8-g32", "fp32", "bf16", "fp16"):
         other = copy.deepcopy(decoder("transformer", torch.float32))
-        other._fingerprint = ""
         other.blocks[0].get_submodule("mixer.q_proj").store(by_name(format))
         prints.add(other.fingerprint())
     assert len(prints) == 6

@@ -10,9 +10,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "fluvial"]
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
 
@@ -24,6 +26,26 @@ def test_help_does_not_import_torch(words, tmp_path):
     modules = set(shown.stdout.splitlines()[-1].split())
     assert shown.returncode == 0 and "typer" in modules
     assert not modules & {"torch", "numpy", "cv2", "PIL", "tokenizers"}
+
+
+_SPEAK = """
+import sys, torch, fluvial
+from fluvial.models.decoder import Decoder, DecoderConfig
+from tests.models.zoo import BLOCKS, D, VOCAB
+with torch.device("meta"):
+    for blocks in BLOCKS.values():
+        Decoder(DecoderConfig(VOCAB, D, tuple(blocks), "layer"))
+session = fluvial.load().session()
+session.push(fluvial.Image(torch.zeros(96, 96, 3, dtype=torch.uint8).numpy()))
+list(session.ask("What is this?", max_tokens=3))
+print(*sys.modules)
+"""
+
+
+def test_a_model_is_built_loaded_and_asked_without_torchs_compiler():
+    """Importing it costs a second and 75 MB; torch does so by itself for some arithmetic on the meta device."""
+    shown = subprocess.run([sys.executable, "-c", _SPEAK], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not set(shown.stdout.split()) & {"torch._dynamo", "sympy"}
 
 
 def test_nothing_after_fluvial_is_help():

@@ -113,8 +113,7 @@ def other_weight(module: torch.nn.Module) -> torch.nn.Module:
     module = copy.deepcopy(module)
     next(p for p in module.parameters() if p.ndim == 2).data.view(-1)[7] += 1e-3
     if isinstance(module, Decoder):
-        module._fingerprint = ""
-        module.fingerprint()
+        module.identify()
     return module
 
 
