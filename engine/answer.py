@@ -14,20 +14,21 @@ from fluvial.engine.text_stream import TextStream
 
 
 class Answer:
-    """One answer to the prompt that `prompt` stands behind; `depth` says how far its draft goes.
+    """One answer to the prompt that `prompt` stands behind.
 
     While and after `tokens` runs: `text` given out, `said` token ids in memory, `feed` after them. Both always
     agree: where a stop string or a cancel cuts the text, memory goes back to exactly the text that was given out.
     """
 
-    def __init__(self, prompt: Snapshot, sampler: Sampler, stream: TextStream, depth: Depth | None = None) -> None:
+    def __init__(self, prompt: Snapshot, sampler: Sampler, stream: TextStream) -> None:
         self.prompt, self.sampler, self._stream = prompt, sampler, stream
         if sampler.params.seed is None and prompt.sampler is not None:
             sampler.load_state(prompt.sampler)
         self.feed, self.said, self.text, self.reason = prompt.feed, list[int](), "", "length"
         self._written, self._seconds = 0, 0.0
-        ends = prompt.feed.model.tokenizer.eos_ids
-        self._decoding = Decoding(prompt.feed, sampler, depth or Depth(), list(prompt.ids), ends)
+        model, draft = prompt.feed.model, prompt.feed.draft
+        depth = Depth() if draft is None else model.depths.of(draft.name, prompt.feed.route)
+        self._decoding = Decoding(prompt.feed, sampler, depth, list(prompt.ids), model.tokenizer.eos_ids)
 
     def tokens(self, most: int) -> Iterator[Token]:
         """At most `most` tokens as they come; closing the iterator cancels the answer."""

@@ -3,60 +3,30 @@
     tokens per second of depth k = (1 + p_1 + p_1 p_2 + ... + p_1 ... p_k) / (k draft + forward(k + 1))
 
 p_i is the chance that guess i is right where all before it were: a fading count that leans on p_{i-1} where little was
-seen. Depth 0, no drafting, is one of the choices; from there a short draft is tried again after a pause that doubles
-with each failure. And whatever the estimates say, drafting may lose only what the account holds: a few forwards to
-begin with, what it won, and half a percent of all tokens.
+seen, and p_1 on what the draft itself expects of such a proposal. Depth 0, no drafting, is one of the choices; from
+there a short draft is tried after a pause that doubles with each failure. And whatever the estimates say, drafting may
+lose only what the account holds: not a whole forward to begin with, what it won, and half a percent of all tokens.
 
 A cheap draft (look-up) is asked whenever the account allows, and the depth chosen by the grade of what it proposes; a
-costly one is asked for as much as pays. Nothing here reads a clock: costs come in with `learn`, in any unit.
+costly one is asked for as much as pays. Nothing here reads a clock: costs come in with `learn`, in any unit. All
+sessions of a model share what is known of a draft (`depths.py`), and no answer begins to learn anew.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from itertools import pairwise
 
-MOST = 15  # guesses at once: with the token before them, a batch that the kernels take whole
+from fluvial.engine.costs import DEPTHS, MOST, Costs
+
 FADE = 0.96  # of a count's weight, with each new one
-PRIOR, WEIGHT = 0.75, 1.5  # what an unknown p_1 is taken for, and how many counts p_{i-1} stands for in p_i
-SLOPE = 0.1  # of a plain forward, for each further token, where nothing is measured
+PRIOR, WEIGHT, LEAN = 0.75, 4.0, 1.5  # what p_1 is taken for, and the counts that this and, in p_i, p_{i-1} stand for
 WORTH = 1.02  # times as many tokens a second as without a draft: less is not worth it
 CHEAP = 0.03  # of a plain forward, for each guess
-START, CEILING, GRANT = 3.0, 24.0, 0.005  # the account, in plain forwards
-LONGEST_PAUSE = 128  # chances to draft that are let pass before the next trial
+START, CEILING, GRANT = 0.9, 8.0, 0.005  # the account, in plain forwards
+FIRST_PAUSE, LONGEST_PAUSE = 16, 256  # chances to draft that are let pass before the next trial
 REFRESH = 128  # rounds until a plain forward is measured again
-
-
-class Costs:
-    """Seconds of a forward over T tokens: a running mean where measured; between, half of what a line says comes on
-    top of the lower one, because costs have steps and what looks good is measured next; behind, a line goes on."""
-
-    def __init__(self) -> None:
-        self._seen: dict[int, float] = {}
-        self._line: list[float] = []
-
-    def __bool__(self) -> bool:
-        return 1 in self._seen
-
-    def __call__(self, tokens: int) -> float:
-        """For 1 ... MOST + 1 tokens; needs a plain forward measured."""
-        return self._line[tokens]
-
-    def note(self, tokens: int, seconds: float) -> None:
-        """One forward over so many tokens. What is far off counts for less: the machine has other work too."""
-        known = self._seen.get(tokens, self._line[tokens] if self._line else seconds)
-        weight = 0.1 if tokens in self._seen else 0.5
-        self._seen[tokens] = known + weight * (min(seconds, 2 * known) - known)
-        if not self:
-            return
-        measured = sorted(self._seen.items())
-        line = [0.0]
-        for (low, begin), (high, end) in pairwise(measured):
-            line += [begin, *(begin + (end - begin) * i / (high - low) / 2 for i in range(1, high - low))]
-        last, end = measured[-1]
-        slope = max(0.0, (end - line[1]) / (last - 1)) if last > 1 else SLOPE * end
-        self._line = line + [end + slope * i for i in range(MOST + 2 - last)]
 
 
 @dataclass
@@ -65,54 +35,52 @@ class _Record:
 
     right: list[float] = field(default_factory=list)
     tried: list[float] = field(default_factory=list)
-    pause: int = 0
+    pause: int = FIRST_PAUSE
     passed: int = 0
     tree: bool = False
 
     def note(self, accepted: int, missed: bool) -> None:
         """`accepted` were right and, if `missed`, the next one was wrong."""
-        if accepted or missed:
-            self.pause = 1 if accepted else min(2 * self.pause, LONGEST_PAUSE)
-        for i in range(accepted + missed):
-            if i == len(self.tried):
-                self.right.append(0.0)
-                self.tried.append(0.0)
-            self.right[i] = FADE * self.right[i] + (i < accepted)
-            self.tried[i] = FADE * self.tried[i] + 1
+        self._count(range(accepted + missed), range(accepted))
 
     def note_tree(self, guesses: int, right: Collection[int]) -> None:
         """Of a tree those were right: each is counted by its rank alone, since what is in front need not lead to it."""
         self.tree = True
-        self.pause = 1 if right else min(2 * self.pause, LONGEST_PAUSE)
-        for i in range(guesses):
+        self._count(range(guesses), right)
+
+    def _count(self, seen: range, right: Collection[int]) -> None:
+        if seen:
+            self.pause = max(1, self.pause // 4) if right else min(2 * self.pause, LONGEST_PAUSE)
+        for i in seen:
             if i == len(self.tried):
                 self.right.append(0.0)
                 self.tried.append(0.0)
             self.right[i] = FADE * self.right[i] + (i in right)
             self.tried[i] = FADE * self.tried[i] + 1
 
-    def best(self, most: int, forward: Costs, draft: float, account: float) -> int:
-        """The depth that pays best, 0 ... most; now and then 1 where none does."""
-        plain, expected, chain, p, top = forward(1), 1.0, 1.0, PRIOR, 1.0
+    def best(self, most: int, chance: float, forward: Costs, draft: float, account: float) -> int:
+        """The depth that pays best, 0 ... most; now and then 1 where none does. `chance`: what p_1 leans on."""
+        plain, expected, chain, p, top = forward(1), 1.0, 1.0, chance, 1.0
         best, rate, known = 0, WORTH / plain, len(self.tried)
         for k in range(1, most + 1):
             right, tried = (self.right[k - 1], self.tried[k - 1]) if k <= known else (0.0, 0.0)
+            lean = WEIGHT if k == 1 else LEAN
             if self.tree:
-                chain = (right + WEIGHT * PRIOR * top) / (tried + WEIGHT)
+                chain = (right + lean * chance * top) / (tried + lean)
                 top = max(top, chain) if k > 1 else chain
             else:
-                p = (right + WEIGHT * p) / (tried + WEIGHT)
+                p = (right + lean * p) / (tried + lean)
                 chain *= p
             expected += chain
             cost = k * draft + forward(k + 1)
-            if cost - plain > account * plain or chain < 0.01:
+            if cost - plain > account * plain:
                 break
-            if expected > rate * cost:
+            if k in DEPTHS and expected > rate * cost:
                 best, rate = k, expected / cost
         if best:
-            self.pause = self.passed = 0
+            self.passed = 0
             return best
-        self.pause, self.passed = max(self.pause, 1), self.passed + 1
+        self.passed += 1
         if self.passed < self.pause or draft + forward(2) - plain > account * plain:
             return 0
         if self.passed > 1:  # what was seen before a pause says less
@@ -122,33 +90,35 @@ class _Record:
 
 
 class Depth:
-    """The controller of one session: what it learned is kept from answer to answer."""
+    """The controller of one kind of draft; for any number of threads."""
 
-    def __init__(self) -> None:
-        self.forward, self.account = Costs(), START
+    def __init__(self, costs: Costs | None = None) -> None:
+        self.forward, self.account = Costs() if costs is None else costs, START
         self.draft: float | None = None  # seconds for each guess
         self._all, self._grades = _Record(), dict[int, _Record]()
-        self._rounds = 0
+        self._rounds, self._lock = 0, threading.Lock()
 
     def plan(self, room: int) -> int:
         """How many guesses to ask for, at most `room`; 0 for a plain forward. Called once a round."""
-        self._rounds += 1
-        most = min(room, MOST)
-        if most < 1 or self.account <= 0 or not self.forward or self._rounds % REFRESH == 0:
-            return 0
-        if self.draft is None:
-            return 1
-        if not self._cheap:
-            return self._all.best(most, self.forward, self.draft, self.account)
-        trial = most * self.draft + self.forward(2) - self.forward(1)
-        return most if trial <= self.account * self.forward(1) else 0
+        with self._lock:
+            self._rounds += 1
+            most = min(room, MOST)
+            if most < 1 or self.account <= 0 or not self.forward or self._rounds % REFRESH == 0:
+                return 0
+            if self.draft is None:
+                return 1
+            if not self._cheap:
+                return self._all.best(most, PRIOR, self.forward, self.draft, self.account)
+            trial = most * self.draft + self.forward(2) - self.forward(1)
+            return most if trial <= self.account * self.forward(1) else 0
 
-    def cut(self, guesses: int, grade: int) -> int:
-        """How many of the guesses, of that grade, to check."""
-        if not guesses or not self._cheap:
-            return guesses
-        record = self._grades.setdefault(grade, _Record())
-        return record.best(guesses, self.forward, 0.0, self.account)
+    def cut(self, guesses: int, grade: int, chance: float = PRIOR) -> int:
+        """How many of the guesses, of that grade, to check; the draft takes `chance` for that of the first."""
+        with self._lock:
+            if not guesses or not self._cheap:
+                return guesses
+            record = self._grades.setdefault(grade, _Record())
+            return record.best(guesses, chance, self.forward, 0.0, self.account)
 
     def learn(
         self,
@@ -165,21 +135,22 @@ class Depth:
         """A round is over: of `drafted` guesses `accepted` were right and, if `missed`, the next one was wrong;
         checking cost `forward` seconds, and `asked` guesses cost `draft` seconds before they were cut. `tree`: the
         ranks of the right ones, where the guesses were one."""
-        self.forward.note(drafted + 1, forward)
-        if draft:
-            each = draft / max(asked, 1)
-            self.draft = each if self.draft is None else self.draft + 0.1 * (min(each, 4 * self.draft) - self.draft)
-        if drafted:
-            for record in (self._all, self._grades.setdefault(grade, _Record())):
-                if tree is None:
-                    record.note(accepted, missed)
-                else:
-                    record.note_tree(drafted, tree)
-        won = 0.0
-        if self.forward:
-            plain = self.forward(1)
-            won = accepted + 1 - (self.forward(drafted + 1) + draft) / plain
-        self.account = min(CEILING, self.account + won + GRANT * (accepted + 1))
+        with self._lock:
+            self.forward.note(drafted + 1, forward)
+            if draft:
+                each = draft / max(asked, 1)
+                self.draft = each if self.draft is None else self.draft + 0.1 * (min(each, 4 * self.draft) - self.draft)
+            if drafted:
+                for record in (self._all, self._grades.setdefault(grade, _Record())):
+                    if tree is None:
+                        record.note(accepted, missed)
+                    else:
+                        record.note_tree(drafted, tree)
+            won = 0.0
+            if self.forward:
+                plain = self.forward(1)
+                won = accepted + 1 - (self.forward(drafted + 1) + draft) / plain
+            self.account = min(CEILING, self.account + won + GRANT * (accepted + 1))
 
     @property
     def _cheap(self) -> bool:

@@ -7,11 +7,12 @@ another. Whatever it proposes, the answer's tokens are the model's own (`specula
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
 
+from fluvial.engine.depth import PRIOR
 from fluvial.engine.plugins import Blend
 from fluvial.engine.sampling import Sampler
 
@@ -44,7 +45,7 @@ class Proposal:
     """Guesses for the tokens that come next, in order. `probs` fp32 [n, V] are the distributions that they were drawn
     from with the context's sampler (whether a guess is given may then depend on those before it, not on itself); None
     where no chance was involved. `grade` says how sure the draft is, as a small number of its own meaning: acceptance
-    is counted for each grade.
+    is counted for each grade. `chance`: what the draft takes the first guess's for, which counts until more is known.
 
     A tree has `parents`: guess i follows guess parents[i] < i, or what is chosen (-1). Likely guesses come first, none
     of them was drawn, none ends the answer, and those with the same parent differ. None: each follows the one before.
@@ -54,13 +55,15 @@ class Proposal:
     probs: Tensor | None = None
     grade: int = 0
     parents: Sequence[int] | None = None
+    chance: float = PRIOR
 
     def cut(self, n: int) -> Proposal:
         """The first n guesses."""
         if n >= len(self.tokens):
             return self
         probs = None if self.probs is None else self.probs[:n]
-        return Proposal(self.tokens[:n], probs, self.grade, None if self.parents is None else self.parents[:n])
+        parents = None if self.parents is None else self.parents[:n]
+        return replace(self, tokens=self.tokens[:n], probs=probs, parents=parents)
 
     @property
     def chain(self) -> Proposal:
@@ -71,7 +74,7 @@ class Proposal:
         for guess, parent in enumerate(self.parents):
             if parent == (path[-1] if path else -1):
                 path.append(guess)
-        return Proposal([self.tokens[guess] for guess in path], None, self.grade)
+        return replace(self, tokens=[self.tokens[guess] for guess in path], probs=None, parents=None)
 
 
 class Draft(Protocol):

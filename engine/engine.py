@@ -76,7 +76,11 @@ class Engine:
         return {**self.model.explain(), **draft}
 
     def _draft(self, name: str | None) -> Draft | None:
-        return self.draft if name is None else None if name == "none" else drafting(name, self.model)
+        if name is None or name == "none":
+            return self.draft if name is None else None
+        draft = drafting(name, self.model)
+        self.model.depths.measure(self.model.decoder)
+        return draft
 
 
 def load(
@@ -101,4 +105,6 @@ def load(
     engine = Engine(model, None if draft in (None, "none") else drafting(draft, model, offline=offline))
     for plugin, path in (plugins or {}).items():
         engine.plugins.load(path, plugin)
+    if engine.draft is not None:
+        model.depths.measure(model.decoder)
     return engine

@@ -12,7 +12,6 @@ from typing import Any
 
 from fluvial.adapters.errors import UnsupportedError, UsageError
 from fluvial.encoders.frame import Frame
-from fluvial.engine.depth import Depth
 from fluvial.engine.draft import Draft
 from fluvial.engine.events import PushResult
 from fluvial.engine.feed import Feed
@@ -42,7 +41,7 @@ class Intake:
         "content": [{"type": "image", "image": Image(...)}, {"type": "text", "text": ...}]}."""
         if model.template is None:
             raise UnsupportedError(f"{model.name} has no chat template.", hint="Use load_model and feed ids.")
-        self.model, self._template, self._draft, self._depth = model, model.template, draft, Depth()
+        self.model, self._template, self._draft = model, model.template, draft
         self._now = Snapshot(Feed.start(model, model.plugins.route(plugin), draft, tenant))
         if system:
             self._now = replace(self._now, messages=({"role": "system", "content": system},))

@@ -19,6 +19,7 @@ from fluvial.adapters.lora import Route
 from fluvial.adapters.recipes import TOWER, bytes_by_format, count, recipe
 from fluvial.encoders.frame import Frame
 from fluvial.engine import rwkv_chat
+from fluvial.engine.depths import Depths
 from fluvial.engine.generation import Generation
 from fluvial.engine.loading import fill_shapes, read_shapes
 from fluvial.engine.plugins import Plugins
@@ -72,6 +73,7 @@ class Model:
         self.plugins = Plugins(name, config, decoder, tower)
         self.route: Route | None = None  # what a call takes where it names none
         self.cache: StateCache | None = None  # what sessions share
+        self.depths = Depths()  # and what they know of drafting
         self._fingerprint = ""
         self._mapped = folder / packed.FILE if packed.is_packed(config) else None
 

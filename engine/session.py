@@ -7,7 +7,6 @@ shallow copy and an answer that is cancelled leaves the session at its last comm
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -85,7 +84,7 @@ class Session(Intake):
             self._now = before
             raise
         prompt = self._now
-        answer = Answer(prompt, Sampler(params, vocab_size=self.model.tokenizer.vocab_size), stream, self._depth)
+        answer = Answer(prompt, Sampler(params, vocab_size=self.model.tokenizer.vocab_size), stream)
         try:
             yield from answer.tokens(max_tokens)
         finally:
@@ -157,7 +156,7 @@ class Session(Intake):
     def fork(self) -> Session:
         """An independent session with the same past."""
         other = object.__new__(Session)
-        other.__dict__.update(self.__dict__, _depth=copy.deepcopy(self._depth))
+        other.__dict__.update(self.__dict__)
         return other
 
     def save(self, path: str | Path) -> None:

@@ -117,17 +117,21 @@ class Decoding:
             return self._feed
         began = time.perf_counter()
         self._feed, self._run = run.after(self._path), None
+        if self._feed.draft is not None:
+            self._learn(run, time.perf_counter() - began)
+        return self._feed
+
+    def _learn(self, run: Run, seconds: float) -> None:
         self._depth.learn(
             drafted=len(run.ids) - 1,
             accepted=len(self._path) - 1,
             missed=self._missed,
             grade=run.proposal.grade,
-            forward=run.seconds + time.perf_counter() - began,
+            forward=run.seconds + seconds,
             asked=self._asked,
             draft=self._draft_seconds,
             tree=None if run.proposal.parents is None else [place - 1 for place in self._path[1:]],
         )
-        return self._feed
 
     def mark(self) -> Callable[[], Feed]:
         """The feed after all that was taken, whenever it is asked for."""
@@ -146,5 +150,5 @@ class Decoding:
         n = next((i for i, id in enumerate(proposal.tokens[:most], 1) if id in self._ends), most)
         self._asked, self._draft_seconds = len(proposal.tokens), time.perf_counter() - began
         if proposal.probs is None:  # drawn guesses are checked whatever they are, or the rule would not hold
-            n = self._depth.cut(min(n, self._asked), proposal.grade)
+            n = self._depth.cut(min(n, self._asked), proposal.grade, proposal.chance)
         return proposal.cut(n)

@@ -175,6 +175,10 @@ class Decoder(Module):
         result = Journal(state, after, limit, positions)
         return hidden, result if journal else result.commit(limit)
 
+    def expect(self, batch: int, tokens: int, *, journal: bool) -> None:
+        """Such a forward will come again and again: the next one is recorded already (`models.replay`)."""
+        self._replays.expect(torch.Size((batch, tokens, self.config.d_model)), journal)
+
     @property
     def treeless(self) -> set[str]:
         """The kinds of blocks here that have no form for `tree`."""

@@ -112,12 +112,18 @@ class Replays:
         """Why forwards of x [B, T, D] were not recorded, "" for those that were."""
         return {key[0]: replay.why for key, replay in self._known.items() if replay is not None}
 
+    def expect(self, shape: torch.Size, journal: bool) -> None:
+        """The next forward of x with this shape [B, T, D] is recorded, although it is the first."""
+        self._known.setdefault((shape, journal, torch.get_num_threads()), None)
+
     def run(self, decoder: nn.Module, forward: Forward, x: Tensor, state: State, step: Step) -> Result | None:
         """What `forward(x, leaves, step)` gives, its leaves committed unless the step wants a journal. None where it
         has to be called."""
         if state.dtype != "fp32" or not _recordable(x, step):
             return None
-        if self._weights is None or not self._weights.unchanged:
+        if self._weights is None:
+            self._weights = _Weights(decoder)
+        elif not self._weights.unchanged:
             self._weights, self._known = _Weights(decoder), {}
         key = x.shape, step.journal, torch.get_num_threads()
         if key not in self._known:

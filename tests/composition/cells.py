@@ -25,7 +25,7 @@ from fluvial.engine.model import Model
 from fluvial.engine.session import Session
 from fluvial.models.state import State
 from tests.composition import checkpoints
-from tests.engine.scripted import Fixed
+from tests.engine.scripted import FixedDepths
 from tests.engine.tiny import picture
 from tests.media.media_files import animation
 
@@ -152,7 +152,6 @@ def talk(model: Model, cell: Cell, draft: Draft | None = None, folder: Path | No
     usages, answers = list[Done](), list[tuple[str, list[int]]]()
 
     def ask(session: Session, question: str, *, cut: bool = False) -> tuple[str, list[int]]:
-        session._depth = Fixed(DEPTH)
         stream, text, ids = session.ask(question, max_tokens=ANSWER), "", list[int]()
         for event in stream:
             if isinstance(event, Done):
@@ -191,6 +190,7 @@ def plain(cell: Cell) -> Talk:
 def composed(cell: Cell, folder: Path) -> Talk:
     """The cell as it is meant to be used. Errors: UnsupportedError where it is refused."""
     model = copy.copy(checkpoints.model_of(cell.model, cell.format, cell.kv))
+    model.depths = FixedDepths(DEPTH)
     if cell.plugin == "state" and "state" not in model.plugins:
         model.plugins.load(checkpoints.start(model, cell.model), "state")
     draft = told(draft_of(model, cell), cell)

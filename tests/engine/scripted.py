@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 from fluvial.engine.depth import Depth
+from fluvial.engine.depths import Depths
 from fluvial.engine.draft import Context, Proposal, Seen
 from fluvial.engine.feed import Feed
 from fluvial.engine.sampling import Sampler, SamplingParams
@@ -25,8 +26,19 @@ class Fixed(Depth):
     def plan(self, room: int) -> int:
         return min(self.fixed, room)
 
-    def cut(self, guesses: int, grade: int) -> int:
+    def cut(self, guesses: int, grade: int, chance: float = 0.0) -> int:
         return guesses
+
+
+class FixedDepths(Depths):
+    """The same depth for every draft."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.depth = depth
+
+    def of(self, draft: str, plugins: Mapping[str, float] | None) -> Depth:
+        return Fixed(self.depth)
 
 
 @dataclass(frozen=True)

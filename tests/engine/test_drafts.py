@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from fluvial.engine.session import Session
 from fluvial.models.ahead import Ahead
 from fluvial.models.decoder import BlockConfig
 from fluvial.models.mtp import Mtp
-from tests.engine.scripted import Fixed, decoding, said
+from tests.engine.scripted import FixedDepths, decoding, said
 from tests.engine.test_plugins import lora
 from tests.engine.tiny import VARIANTS, frames, picture, tiny, write_model
 from tests.models.zoo import distance
@@ -45,11 +46,11 @@ def draft_of(kind: str, model: Model) -> Draft | None:
     return _model.between(model, model if kind == "itself" else tiny("rwkv7" if model is tiny("delta") else "delta"))
 
 
-def session_of(model: Model, kind: str, **options) -> Session:
+def session_of(model: Model, kind: str, depth: int = 5, **options) -> Session:
     """A session that always drafts."""
-    session = Session(model, draft=draft_of(kind, model), **options)
-    session._depth = Fixed(5)
-    return session
+    always = copy.copy(model)
+    always.depths = FixedDepths(depth)
+    return Session(always, draft=draft_of(kind, model), **options)
 
 
 def ask(session: Session, question: str, **options) -> Done:
@@ -72,7 +73,6 @@ def talk(session: Session, folder: Path) -> list[str]:
     answers += [ask(session, "And now?", max_tokens=16, stop=whole[9:11]).text]
     session.save(folder / "talk.session")
     again = Session.load(session.model, folder / "talk.session", session._draft)
-    again._depth = session._depth
     answers += [ask(talker, "Again?").text for talker in (session, again)]
     answers += [ask(again, "Hot?", temperature=1.2, seed=3, repetition_penalty=1.3).text]
     assert answers[-3] == answers[-2]
@@ -121,8 +121,7 @@ def test_a_seed_gives_the_same_words_with_look_up() -> None:
 
 def test_look_up_copies_in_few_forwards() -> None:
     """A model that repeats itself, as this one does, is copied from its own words."""
-    session = session_of(tiny("transformer"), "ngram")
-    session._depth = Fixed(15)
+    session = session_of(tiny("transformer"), "ngram", 15)
     done = ask(session, "Tell me.", max_tokens=60)
     assert done.text == ask(session_of(tiny("transformer"), "none"), "Tell me.", max_tokens=60).text
     assert done.usage.forwards < 60 and done.usage.forwards + done.usage.accepted_tokens == 60
