@@ -6,7 +6,7 @@ another. Whatever it proposes, the answer's tokens are the model's own (`specula
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -15,6 +15,8 @@ from torch import Tensor
 from fluvial.engine.depth import PRIOR
 from fluvial.engine.plugins import Blend
 from fluvial.engine.sampling import Sampler
+
+Packed = tuple[Mapping[str, Tensor], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -91,4 +93,12 @@ class Draft(Protocol):
 
     def propose(self, context: Context, k: int) -> Proposal:
         """At most k >= 1 guesses for what follows the context; none where it has no idea."""
+        ...
+
+    def pack(self) -> Packed:
+        """All that it has seen, as tensors and strings for a file."""
+        ...
+
+    def unpack(self, packed: Packed) -> Draft:
+        """What `pack` gave, to a draft before the first token. Errors: IntegrityError for another head's or model's."""
         ...

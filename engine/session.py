@@ -15,7 +15,7 @@ from typing import Any, Self
 from fluvial.adapters.errors import UsageError
 from fluvial.engine import saved
 from fluvial.engine.answer import Answer
-from fluvial.engine.draft import Draft, Seen
+from fluvial.engine.draft import Draft
 from fluvial.engine.events import Event
 from fluvial.engine.feed import Feed
 from fluvial.engine.intake import Intake
@@ -167,11 +167,10 @@ class Session(Intake):
     @classmethod
     def load(cls, model: Model, path: str | Path, draft: Draft | None = None, tenant: str = "") -> Session:
         """A saved session, in any process; raises `IntegrityError` for a damaged file, another model, or a plugin that
-        is not loaded. A draft is not saved: it begins with the recent tokens."""
+        is not loaded. It goes on as if it had never been saved: with its draft, if it had one of the same kind, and in
+        the cache, from the history that it shares with others where the cache still holds it."""
         session = cls(model, draft=draft, tenant=tenant)
-        now = saved.load(model, Path(path))
-        draft = None if draft is None else draft.observe(Seen(now.ids, route=now.feed.route))
-        session._now = replace(now, feed=replace(now.feed, draft=draft, tenant=tenant))
+        session._now = saved.load(model, Path(path), draft, tenant)
         return session
 
     def __enter__(self) -> Self:

@@ -33,7 +33,8 @@ def read(path: str | Path) -> Saved:
     """Reads and checks a saved state or session without its model. Errors: IntegrityError."""
     tensors, about = read_checked(Path(path), (STATE, SESSION))
     try:
-        own = {name.removeprefix("state."): t for name, t in tensors.items() if name not in ("logits", "sampler")}
+        prefix = "state." if about["format"] == SESSION else ""
+        own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         return Saved(about["format"], State.unpack(own, about), about, json.loads(about.get("memory", "{}")))
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{path} is damaged.", repr(error), "Restore it from a copy.") from error
@@ -55,6 +56,7 @@ def describe(saved: Saved) -> dict[str, Any]:
         "tape_bytes": sum(rows.nbytes for tape in tapes for rows in tape.stored),
         "tape_tokens": max((n for tape in tapes for n in tape.lengths), default=0),
         "plugins": json.loads(saved.about.get("plugins", "{}")),
+        "draft": json.loads(saved.about.get("draft", "{}")).get("name", "none"),
         "history": memory.get("history", ""),
         "messages": memory.get("messages", []),
         "open_turn": memory.get("open_turn", []),

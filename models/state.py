@@ -54,6 +54,12 @@ class State:
         """An independent continuation; it shares memory until either one moves on."""
         return replace(self, leaves=copy(self.leaves))
 
+    def equals(self, other: State) -> bool:
+        """Whether all of it is the same, bit for bit."""
+        (mine, about), (its, told) = self.pack(), other.pack()
+        same = about == told and mine.keys() == its.keys()
+        return same and all(torch.equal(tensor, its[name]) for name, tensor in mine.items())
+
     def nbytes(self, kind: str = "all") -> int:
         """Bytes held: `kind` is "recurrent" (constant), "tape" (grows) or "all"."""
         wanted = {"all": (Tensor, Rounded, Tape), "recurrent": (Tensor, Rounded), "tape": (Tape,)}[kind]

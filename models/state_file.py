@@ -61,7 +61,7 @@ def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
 
 
 def read_checked(path: Path, kinds: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata of a file of one of these kinds, or an `IntegrityError`."""
+    """All tensors and the metadata of a file of one of these kinds, the checksum as "digest", or an IntegrityError."""
     if not path.is_file():
         raise IntegrityError(f"No saved state at {path}.", hint="Check the path.")
     try:
@@ -77,7 +77,7 @@ def read_checked(path: Path, kinds: tuple[str, ...]) -> tuple[dict[str, Tensor],
             f"{path} is not a {' or '.join(kinds)} file of version {VERSION}.",
             f"It says {about.get('format')}, version {about.get('version')}.",
         )
-    if about.pop("digest", None) != _digest(tensors, about):
+    if about.get("digest") != _digest(tensors, {key: text for key, text in about.items() if key != "digest"}):
         raise IntegrityError(
             f"{path} is damaged.", "Its checksum does not fit.", "Restore it from a copy; nothing was loaded."
         )

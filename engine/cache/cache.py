@@ -88,6 +88,24 @@ class StateCache:
         there = replace(feed, state=found.state, logits=found.logits, draft=draft, chain=chain)
         return Hit(there, on, known, found.why)
 
+    def restored(self, feed: Feed, past: Sequence[Symbol], checksum: str) -> Feed:
+        """A feed that comes from a file, with account of what it has read: `past`, where this very state is held behind
+        it; else the file alone, so that what a file says of itself is never shared with those who read it."""
+        feed = self.start(feed)
+        chain = feed.chain
+        assert chain is not None
+        with self._lock:
+            found = self._tree.find(chain, past, feed.state)
+            if found.count < len(past) and self._fetched(feed, tuple(past), found.count):
+                found = self._tree.find(chain, past, feed.state)
+        if past and found.count == len(past) and found.state is not None and found.state.equals(feed.state):
+            for run in found.runs:
+                chain = Chain(chain.key, chain.plugins, chain, run.symbols, run.end, run.shift)
+            chain.node = found.node
+        else:
+            chain = chain.read((f"file {checksum}",), chain.plugins, feed.position, feed.state.shift)
+        return replace(feed, chain=chain)
+
     def _fetched(self, feed: Feed, symbols: tuple[Symbol, ...], count: int) -> bool:
         """Brings a state further on than `count` symbols from disk into memory."""
         if self._disk is None or feed.chain is None:

@@ -6,13 +6,14 @@ was accepted before. It reads words only: what a picture shows it cannot know.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from fluvial.adapters.errors import UnsupportedError, UsageError
-from fluvial.engine.draft import Context, Proposal, Seen
+from fluvial.engine.draft import Context, Packed, Proposal, Seen
 from fluvial.engine.model import Model, load_model
 from fluvial.engine.tokenizer import TextTokenizer
 from fluvial.models.state import State
@@ -50,6 +51,14 @@ class ModelDraft:
             if len(guesses) == k or guesses[-1] in model.tokenizer.eos_ids:
                 break
         return Proposal(guesses, torch.stack(probs) if probs else None)
+
+    def pack(self) -> Packed:
+        tensors, about = self._state.pack()
+        return tensors, about | {"missed": json.dumps(self._missed)}
+
+    def unpack(self, packed: Packed) -> ModelDraft:
+        tensors, about = packed
+        return ModelDraft(self._model, State.unpack(tensors, about, self._state.model), json.loads(about["missed"]))
 
     def _logits(self, history: list[int]) -> Iterator[Tensor]:
         """Logits [vocab] for what follows `history`, again and again as it grows."""

@@ -8,7 +8,8 @@ script), the whole head is used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,14 @@ class Words:
                 others.pop(id, None)
                 others[id] = None
         return Words(tuple(others)[-RECENT:], outside)
+
+    def pack(self) -> dict[str, str]:
+        """As strings for a file."""
+        return {"others": json.dumps(self.others), "outside": json.dumps(self.outside)}
+
+    @classmethod
+    def unpack(cls, about: Mapping[str, str]) -> Words:
+        return cls(tuple(json.loads(about["others"])), float(json.loads(about["outside"])))
 
     def logits(self, decoder: Decoder, hidden: Tensor, route: Route | None) -> Tensor:
         """hidden [..., D] -> logits fp32 [..., vocab], -inf where nothing was computed."""

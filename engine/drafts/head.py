@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fluvial.engine.draft import Context, Proposal, Seen
+from fluvial.engine.draft import Context, Packed, Proposal, Seen
 from fluvial.engine.drafts._words import Words
 from fluvial.engine.model import Model
 from fluvial.models.ahead import Ahead
@@ -67,6 +67,12 @@ class HeadDraft:
         ]  # a parent is as likely, and stands before
         place = {node: i for i, node in enumerate(best)} | {-1: -1}
         return Proposal([tokens[node] for node in best], parents=[place[parents[node]] for node in best])
+
+    def pack(self) -> Packed:
+        return {} if self.last is None else {"last": self.last}, self.words.pack()
+
+    def unpack(self, packed: Packed) -> HeadDraft:
+        return replace(self, words=Words.unpack(packed[1]), last=packed[0].get("last"))
 
 
 def start(model: Model) -> HeadDraft:

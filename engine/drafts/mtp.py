@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fluvial.adapters.errors import UnsupportedError
 from fluvial.adapters.lora import Route
-from fluvial.engine.draft import Context, Proposal, Seen
+from fluvial.engine.draft import Context, Packed, Proposal, Seen
 from fluvial.engine.drafts._words import Words
 from fluvial.engine.model import Model
 from fluvial.models.mtp import Mtp
@@ -82,6 +82,24 @@ class MtpDraft:
             if len(guesses) == k or guesses[-1] in self._model.tokenizer.eos_ids:
                 break
         return Proposal(guesses, torch.stack(probs) if probs else None)
+
+    def pack(self) -> Packed:
+        tensors, about = self._state.pack()
+        tensors = {f"state.{name}": tensor for name, tensor in tensors.items()}
+        loose = {"last": self._last, "place": self._place} | (
+            dict(zip(("hidden", "following"), map(torch.cat, zip(*self._pairs, strict=True)), strict=True))
+            if self._pairs
+            else {}
+        )
+        return tensors | {name: t for name, t in loose.items() if t is not None}, about | self._words.pack()
+
+    def unpack(self, packed: Packed) -> MtpDraft:
+        tensors, about = dict(packed[0]), packed[1]
+        last, place = tensors.pop("last", None), tensors.pop("place", None)
+        pairs = [(tensors.pop("hidden"), tensors.pop("following"))] if "hidden" in tensors else []
+        own = {name.removeprefix("state."): tensor for name, tensor in tensors.items()}
+        state = State.unpack(own, about, self._state.model)
+        return MtpDraft(self._model, self._head, state, Words.unpack(about), last, place, pairs)
 
     def _chain(self, history: list[int], route: Route | None) -> Iterator[Tensor]:
         """The head's hidden state [D] behind `history`, again and again as it grows."""

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
-from fluvial.engine.draft import Context, Proposal, Seen
+import torch
+
+from fluvial.engine.draft import Context, Packed, Proposal, Seen
 from fluvial.engine.model import Model
 
 BLOCK = 1024  # tokens
@@ -86,6 +88,12 @@ class NGram:
             text.append(id)
         grade = common.bit_length()
         return Proposal(text[1:], grade=grade, chance=CHANCES[grade - 2])
+
+    def pack(self) -> Packed:
+        return {"ids": torch.tensor([id for block in self.blocks for id in block.ids], dtype=torch.int32)}, {}
+
+    def unpack(self, packed: Packed) -> NGram:
+        return self.observe(Seen(packed[0]["ids"].tolist()))
 
     def _at(self, place: int) -> int:
         block, at = divmod(place - self.blocks[0].start, BLOCK)
