@@ -58,7 +58,9 @@ class ModelDraft:
 
     def unpack(self, packed: Packed) -> ModelDraft:
         tensors, about = packed
-        return ModelDraft(self._model, State.unpack(tensors, about, self._state.model), json.loads(about["missed"]))
+        return ModelDraft(
+            self._model, State.unpack(tensors, about, self._model.decoder.fingerprint()), json.loads(about["missed"])
+        )
 
     def _logits(self, history: list[int]) -> Iterator[Tensor]:
         """Logits [vocab] for what follows `history`, again and again as it grows."""

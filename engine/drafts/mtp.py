@@ -98,7 +98,7 @@ class MtpDraft:
         last, place = tensors.pop("last", None), tensors.pop("place", None)
         pairs = [(tensors.pop("hidden"), tensors.pop("following"))] if "hidden" in tensors else []
         own = {name.removeprefix("state."): tensor for name, tensor in tensors.items()}
-        state = State.unpack(own, about, self._state.model)
+        state = State.unpack(own, about, str(self._state.model))
         return MtpDraft(self._model, self._head, state, Words.unpack(about), last, place, pairs)
 
     def _chain(self, history: list[int], route: Route | None) -> Iterator[Tensor]:
