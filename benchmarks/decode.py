@@ -1,6 +1,6 @@
 """Decode and prefill of published sizes with random weights: whole model, head and greedy sampling.
 
-python benchmarks/decode.py --models qwen3-0.6b --recipes int4 int8 --threads 2
+python benchmarks/decode.py --models qwen3-0.6b --recipes int4 int8 --threads 2 --peers transformers llama
 
 Weights are made in their packed form, so no model is ever in memory in bf16. Bytes of a token: every stored matrix once
 (of an untied embedding only its row), the state read and written, the tape read. The bandwidth is that of a sum over
@@ -10,6 +10,10 @@ over the number of threads stands in for wall time with `--clock cpu`, on a mach
 "outside" is what a token spends outside of native code: Python, dispatch and small torch ops. The parts are those of
 the same token with its kernels called one by one. "late" compares a token at position 100,000 with one at 1,000, by
 turns, for models whose state is constant: their states say that so many tokens came before.
+
+`--peers llama` times llama.cpp where it is installed (`pip install llama-cpp-python gguf`), on a GGUF file of the same
+shapes and nearly the same bytes, behind the same prefill. It rounds activations to 8 bits for int4 and int8; ours keep
+what `--dtype` keeps.
 """
 
 from __future__ import annotations
@@ -21,10 +25,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
-from peers import transformers_decode
+from peers import llama_times, transformers_decode
 from torch import nn
 
 from fluvial.adapters import chips, native, ops, pages
@@ -157,8 +162,10 @@ def bandwidth(data: torch.Tensor, clock: Callable[[], float]) -> float:
 
 
 @torch.inference_mode()
-def measure(name: str, quant: str, dtype: torch.dtype, tokens: int, prefill: int, clock: Callable[[], float]) -> float:
-    """Prints one row and gives the seconds of a token."""
+def measure(
+    name: str, quant: str, dtype: torch.dtype, tokens: int, prefill: int, clock: Callable[[], float]
+) -> tuple[float, float]:
+    """Prints one row and gives the seconds of a token and of the prefill."""
     decoder = built(CONFIGS[name], quant, dtype)
     data = torch.ones(64 << 20)
     small = bandwidth(data, clock)
@@ -213,7 +220,7 @@ def measure(name: str, quant: str, dtype: torch.dtype, tokens: int, prefill: int
         + " ms",
         flush=True,
     )
-    return per_token
+    return per_token, min(took)
 
 
 def late(step: Callable[..., Any], token: torch.Tensor, state: State, tokens: int, clock: Callable[[], float]) -> float:
@@ -237,9 +244,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--prefill", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--peer", type=int, default=5, help="tokens by Transformers; 0: none")
+    parser.add_argument("--peers", nargs="*", default=["transformers"], choices=["transformers", "llama"])
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     args = parser.parse_args()
+    if "llama" in args.peers and not (find_spec("llama_cpp") and find_spec("gguf")):
+        parser.error("--peers llama needs llama.cpp: pip install llama-cpp-python gguf")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     chips.load()
@@ -247,9 +256,16 @@ def main() -> None:
     print(f"{native.status().detail}, {args.threads} threads, {args.clock} time, greedy, {args.dtype} activations")
     for name in args.models:
         took = {q: measure(name, q, getattr(torch, args.dtype), args.tokens, args.prefill, clock) for q in args.recipes}
-        if args.peer and (peer := transformers_decode(CONFIGS[name], 16, args.peer, clock)) is not None:
-            ratios = ", ".join(f"{quant} {peer / seconds:.1f}x" for quant, seconds in took.items())
+        if "transformers" in args.peers and (peer := transformers_decode(CONFIGS[name], 16, 5, clock)) is not None:
+            ratios = ", ".join(f"{quant} {peer / seconds:.1f}x" for quant, (seconds, _) in took.items())
             print(f"{name:13}Transformers eager bf16 {1 / peer:.1f} tok/s; faster than it: {ratios}", flush=True)
+        for quant, (seconds, whole) in took.items() if "llama" in args.peers else ():
+            token, prefill, read = llama_times(CONFIGS[name], quant, args.prefill, args.tokens, args.threads, clock)
+            print(
+                f"{name:13}{quant:6}{1 / token:7.1f} tok/s {args.prefill / prefill:7.0f} prefill {read / 1e6:6.0f} MB "
+                f"of weights by llama.cpp; we are {token / seconds:.2f}x and {prefill / whole:.2f}x as fast",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
