@@ -14,6 +14,7 @@ from fluvial.adapters.formats import DENSE, Format
 from fluvial.adapters.formats.base import Parts
 from fluvial.adapters.lora import Route, Update, routed
 from fluvial.adapters.module import Module, initial
+from fluvial.adapters.operands import Routes
 
 
 class Linear(Module):
@@ -73,10 +74,12 @@ class Linear(Module):
         """Adds a plugin's update; it acts only on forwards whose route names it."""
         update.check(self.d_out, self.d_in)
         self.plugins[plugin] = update
+        Routes.forget()
 
     def detach(self, plugin: str) -> None:
         """Removes a plugin's update, if there is one here."""
-        self.plugins.pop(plugin, None)
+        if self.plugins.pop(plugin, None) is not None:
+            Routes.forget()
 
     def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
         base = self.format.matmul(x, self.parts)

@@ -10,24 +10,47 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fluvial.adapters.errors import IntegrityError
+from fluvial.adapters.ops import op
 
 Route = Mapping[str, "float | Tensor"]  # plugin -> strength, a number or [B]
 _OTHER_BASE = "The plugin was trained for another base model."
 
 
 class Update(Protocol):
-    """One plugin's W' - W for one matrix [out, in], applied to x [B, ..., in] with `base` = x W^T [B, ..., out]."""
+    """One plugin's W' - W for one matrix [out, in]: of x [B, ..., in], with `base` = x W^T, and y, both [B, ..., out],
+    it makes y + strength x (W' - W)^T."""
 
     def check(self, d_out: int, d_in: int) -> None: ...
     def some(self, rows: slice | Tensor) -> Update:
         """The same for some rows of the matrix only."""
         ...
 
-    def __call__(self, x: Tensor, base: Tensor, strength: float | Tensor) -> Tensor: ...
+    def __call__(self, y: Tensor, x: Tensor, base: Tensor, strength: float | Tensor) -> Tensor: ...
+
+
+@op
+def low_rank(
+    y: Tensor,
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    base: Tensor,
+    gain: Tensor | None,
+    bias: Tensor | None,
+    scale: float,
+    strength: float | Tensor,
+) -> Tensor:
+    """y + strength (scale (x A^T) B^T + gain * base + bias): y, base [B, ..., out], x [B, ..., in], A [rank, in],
+    B [out, rank], gain and bias [out], strength a number or [B] -> [B, ..., out]."""
+    update = F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype))
+    if scale != 1:
+        update = update * scale
+    return y + weighted(_finished(update, base, gain, bias), strength)
 
 
 @dataclass(frozen=True)
@@ -58,12 +81,12 @@ class LoraPair:
         gain, bias = (None if vector is None else vector[rows] for vector in (self.gain, self.bias))
         return LoraPair(self.A, self.B[rows], self.scale, gain, bias)
 
-    def __call__(self, x: Tensor, base: Tensor, strength: float | Tensor) -> Tensor:
-        """The update [B, ..., out]."""
-        update = F.linear(F.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype))
-        if self.scale != 1:
-            update = update * self.scale
-        return weighted(_finished(update, base, self.gain, self.bias), strength)
+    def __call__(self, y: Tensor, x: Tensor, base: Tensor, strength: float | Tensor) -> Tensor:
+        """y with the update [B, ..., out]."""
+        autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)  # training; an op knows no autocast
+        add = low_rank.reference if autocast else low_rank
+        y = add(y, x, self.A, self.B, base, self.gain, self.bias, self.scale, strength)
+        return y
 
 
 @dataclass(frozen=True)
@@ -83,10 +106,10 @@ class LookupPair:
         """The same for some rows of the table only."""
         return LookupPair(self.A[:, rows], self.B, self.scale, self.gain)
 
-    def __call__(self, x: Tensor, base: Tensor, strength: float | Tensor) -> Tensor:
-        """x int64 [B, ...], `base` the table's rows [B, ..., d] -> the update [B, ..., d]."""
+    def __call__(self, y: Tensor, x: Tensor, base: Tensor, strength: float | Tensor) -> Tensor:
+        """x int64 [B, ...], `base` the table's rows [B, ..., d] -> y with the update [B, ..., d]."""
         rows = F.linear(F.embedding(x, self.A.T).to(base.dtype), self.B.to(base.dtype)) * self.scale
-        return weighted(_finished(rows, base, self.gain, None), strength)
+        return y + weighted(_finished(rows, base, self.gain, None), strength)
 
 
 @dataclass(frozen=True)
@@ -107,10 +130,10 @@ class Replacement:
         """The same for some rows of the matrix only."""
         return Replacement(self.matrix[rows], None if self.bias is None else self.bias[rows])
 
-    def __call__(self, x: Tensor, base: Tensor, strength: float | Tensor) -> Tensor:
-        """The update [B, ..., out]; integer x are rows to look up."""
-        y = self.matrix[x] if not x.is_floating_point() else F.linear(x, self.matrix.to(x.dtype))
-        return weighted(_finished(y.to(base.dtype) - base, base, None, self.bias), strength)
+    def __call__(self, y: Tensor, x: Tensor, base: Tensor, strength: float | Tensor) -> Tensor:
+        """y with the update [B, ..., out]; integer x are rows to look up."""
+        other = self.matrix[x] if not x.is_floating_point() else F.linear(x, self.matrix.to(x.dtype))
+        return y + weighted(_finished(other.to(base.dtype) - base, base, None, self.bias), strength)
 
 
 def _finished(update: Tensor, base: Tensor, gain: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -130,5 +153,5 @@ def routed(base: Tensor, y: Tensor, x: Tensor, updates: Mapping[str, Update], ro
     """y with the updates of the plugins that the route names; `base` is x W^T without a bias."""
     for plugin, strength in route.items():
         if (update := updates.get(plugin)) is not None:
-            y = y + update(x, base, strength)
+            y = update(y, x, base, strength)
     return y

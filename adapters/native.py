@@ -19,7 +19,7 @@ import torch  # before the library: it brings the one OpenMP runtime that both u
 
 from fluvial.adapters.errors import UnsupportedError
 
-ABI = 6  # as in kernels/abi.cpp
+ABI = 7  # as in kernels/abi.cpp
 SETS = ("baseline", "avx2", "avx512", "avx512vnni")  # narrowest first; each copy's suffix
 _recording: ContextVar[Recorder | None] = ContextVar("recording", default=None)
 
@@ -57,6 +57,15 @@ class Function:
 def numbers(values: Sequence[int], about: torch.Tensor) -> Any:
     """int64 values for a kernel, about a tensor that it uses; the next call of the same shapes may have others."""
     array = (ctypes.c_int64 * len(values))(*values)
+    recorder = _recording.get()
+    if recorder is not None:
+        recorder.numbers(array, about)
+    return array
+
+
+def floats(values: Sequence[float], about: torch.Tensor) -> Any:
+    """As `numbers`, in fp32."""
+    array = (ctypes.c_float * len(values))(*values)
     recorder = _recording.get()
     if recorder is not None:
         recorder.numbers(array, about)

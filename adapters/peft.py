@@ -113,6 +113,14 @@ def _finished(door: Linear, lookup: bool, parts: Parts, dtype: torch.dtype) -> C
         if lookup:
             update = LookupPair(here(B).T, here(A.T), gain=gain)
         else:
-            update = LoraPair(here(A), here(B), gain=gain, bias=bias)
+            A, B = _stored(here(A), here(B.T))
+            update = LoraPair(A, B.T, gain=gain, bias=bias)  # B by columns: kernels/low_rank.cpp reads it so
     update.check(door.d_out, door.d_in)
     return Change(door, lookup, update)
+
+
+def _stored(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in bf16 where that changes no value, as in most files: a token reads all of them."""
+    narrow = tuple(tensor.bfloat16() for tensor in tensors)
+    same = all(torch.equal(a.to(b.dtype), b) for a, b in zip(narrow, tensors, strict=True))
+    return narrow if same else tensors

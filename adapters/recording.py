@@ -196,14 +196,26 @@ class _Region:
     last: int = -1
 
 
+Span = tuple[int, int]  # start, bytes
+
+
 class Program:
-    """A recording that can be run again. Words that point into `moving` (start, bytes) are counted from its i-th start;
-    `kept` tensors are new in every run and follow them; every other address is that of one of the `fixed` tensors."""
+    """A recording that can be run again. Words that point into the spans `moving[i]` are counted from their starts: in
+    later runs these are one; `kept` tensors are new in every run and follow them; then come the `operands`, which
+    change seldom; every other address is that of one of the `fixed` tensors."""
 
     def __init__(
-        self, recording: Recording, moving: Sequence[tuple[int, int]], kept: Sequence[Tensor], fixed: Iterable[Tensor]
+        self,
+        recording: Recording,
+        moving: Sequence[Sequence[Span]],
+        kept: Sequence[Tensor],
+        fixed: Iterable[Tensor],
+        operands: Sequence[Tensor] = (),
     ) -> None:
-        regions = [_Region(start, start + size, MOVING + i) for i, (start, size) in enumerate(moving)]
+        spans = [(MOVING + i, span) for i, some in enumerate(moving) for span in some]
+        behind = MOVING + len(moving) + len(kept)
+        spans += [(behind + i, extent(t)) for i, t in enumerate(operands)]
+        regions = [_Region(start, start + size, base) for base, (start, size) in spans]
         fresh = {_start(t): MOVING + len(moving) + i for i, t in enumerate(kept)}
         for t in recording.made:
             start = _start(t)
@@ -228,23 +240,27 @@ class Program:
             for word, region in zip(call.words, owners, strict=True):
                 base = FIXED if region is None else region.base
                 code += [base, word if region is None or base == FIXED else word - region.start + region.at]
-        self._code, self._bases = (ctypes.c_int64 * len(code))(*code), _SIZE * (MOVING + len(moving) + len(kept))
+        self._code, self._bases = (ctypes.c_int64 * len(code))(*code), _SIZE * (behind + len(operands))
+        self._operands = 8 * behind
         library = native.library()
         assert library is not None
         self._run = library.handle.fluvial_run_program
         self._run.argtypes, self._run.restype = [_POINTER, _SIZE, _POINTER], None
 
-    def __call__(self, moving: Iterable[int], kept: Iterable[int]) -> None:
-        """Runs it with these addresses of what moves and of the new tensors."""
+    def __call__(self, moving: Iterable[int], kept: Iterable[int], operands: Any = None) -> None:
+        """Runs it with these addresses of what moves, of the new tensors, and an array of those of the operands."""
         scratch = torch.empty(self.scratch, dtype=torch.uint8)
-        self.call(self._bases(0, scratch.data_ptr(), *moving, *kept))
+        bases = self._bases(0, scratch.data_ptr(), *moving, *kept)
+        if operands is not None:
+            ctypes.memmove(ctypes.addressof(bases) + self._operands, operands, ctypes.sizeof(operands))
+        self.call(bases)
 
     def call(self, bases: Any) -> None:
         """The native part of a run."""
         self._run(self._code, self.calls, bases)
 
 
-def extent(t: Tensor) -> tuple[int, int]:
+def extent(t: Tensor) -> Span:
     """Where a tensor begins, and its bytes up to the last value."""
     last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
     return t.data_ptr(), (last + 1) * t.element_size() if t.numel() else 0

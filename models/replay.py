@@ -2,13 +2,14 @@
 
 The second forward of a shape is recorded, later ones run the recording: the same kernels on the same weights, so the
 same bits, without Python between them. A recording belongs to the weights that it was made with and ends when one is
-exchanged. What cannot be recorded (plugins, padding, half precision, mixers without kernels) goes on as before.
+exchanged; plugins are operands of it, so that one serves all routes that are alike (adapters/operands.py). What cannot
+be recorded (padding, half precision, mixers without kernels) goes on as before.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
@@ -19,8 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from fluvial.adapters import native, ops
+from fluvial.adapters.linear import Linear
 from fluvial.adapters.module import Module, changes
-from fluvial.adapters.recording import NotRecordable, Program, Recording, extent
+from fluvial.adapters.operands import AMBIGUOUS, Operands, Routes
+from fluvial.adapters.recording import NotRecordable, Program, Recording, Span, extent
 from fluvial.models.journal import Final, Pending
 from fluvial.models.mixer import Step
 from fluvial.models.packed_leaves import Layout, PackedLeaves
@@ -102,7 +105,8 @@ class Replays:
 
     def __init__(self) -> None:
         self._weights: _Weights | None = None
-        self._known = dict[tuple[torch.Size, bool, int], _Replay | None]()  # None: seen once
+        self._routes = Routes([])
+        self._known = dict[tuple[Any, ...], _Replay | None]()  # None: seen once
         self._layouts = dict[Layout, Layout]()
 
     def __reduce__(self) -> tuple[type[Replays], tuple[()]]:
@@ -125,18 +129,23 @@ class Replays:
             self._weights = _Weights(decoder)
         elif not self._weights.unchanged:
             self._weights, self._known = _Weights(decoder), {}
-        key = x.shape, step.journal, torch.get_num_threads()
+            self._routes = Routes(layer.plugins for layer in decoder.modules() if isinstance(layer, Linear))
+        key: tuple[Any, ...] = (x.shape, step.journal, torch.get_num_threads())
+        operands, strengths = None, list[list[float]]()
+        if step.route and (found := self._routes.operands(step.route)).acting:
+            operands, (strengths, alike) = found, found.strengths(step.route)
+            key = *key, found.kind, alike
         if key not in self._known:
             while len(self._known) >= MOST:
-                del self._known[next(iter(self._known))]
+                self._known.pop(next(iter(self._known)), None)
             self._known[key] = None
             return None
-        replay = self._known[key]
+        replay = self._known[key] = self._known.pop(key, None)  # now the last to go
         if replay is None:
             if not _whole(_ready(state.leaves, x.shape[1]).values()):
                 return None
-            replay = self._known[key] = _Replay(forward, self._weights, self._layouts, x, state, step)
-        return replay(x, state.leaves, step)
+            replay = self._known[key] = _Replay(forward, self._weights, self._layouts, x, state, step, operands)
+        return replay(x, state.leaves, step, operands, strengths)
 
 
 def _recordable(x: Tensor, step: Step) -> bool:
@@ -146,7 +155,6 @@ def _recordable(x: Tensor, step: Step) -> bool:
         and x.is_cpu
         and step.lengths is None
         and step.tree is None
-        and not step.route
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not ops.only_references()
@@ -159,17 +167,31 @@ class _Replay:
     """One recorded forward; `why` it could not be recorded, if so."""
 
     def __init__(
-        self, forward: Forward, weights: _Weights, layouts: dict[Layout, Layout], x: Tensor, state: State, step: Step
+        self,
+        forward: Forward,
+        weights: _Weights,
+        layouts: dict[Layout, Layout],
+        x: Tensor,
+        state: State,
+        step: Step,
+        operands: Operands | None,
     ) -> None:
         self.why = "a hook looks into the forward" if weights.hooked else ""
         try:
             if not self.why:
-                self._record(forward, weights, layouts, x, state, step)
+                self._record(forward, weights, layouts, x, state, step, operands)
         except NotRecordable as reason:
             self.why = str(reason)
 
     def _record(
-        self, forward: Forward, weights: _Weights, layouts: dict[Layout, Layout], x: Tensor, state: State, step: Step
+        self,
+        forward: Forward,
+        weights: _Weights,
+        layouts: dict[Layout, Layout],
+        x: Tensor,
+        state: State,
+        step: Step,
+        operands: Operands | None,
     ) -> None:
         recording, x = Recording(), x.contiguous()
         heard, leaves = _Heard.of(step, recording), _ready(state.leaves, x.shape[1])
@@ -188,8 +210,7 @@ class _Replay:
             assert isinstance(tape, Tape)
             k, v = tape.stores
             about = next((values for values, t in recording.described if t is k), None)
-            moving += [extent(k), extent(v)]
-            moving.append((0, 0) if about is None else (ctypes.addressof(about), ctypes.sizeof(about)))
+            moving += [extent(k), extent(v), (0, 0) if about is None else _extent(about)]
         kept = _Kept(recording)
         self._hidden = kept.maker(hidden, leaves)
         self._pending: dict[str, Maker] | None = None
@@ -203,9 +224,20 @@ class _Replay:
                 if kept.add(leaf) != len(kept.tensors) - 1 or leaf.numel() != kept.tensors[-1].numel():
                     raise NotRecordable("a leaf is not a piece of memory of its own")
         self._kept = [(t.shape, t.dtype) for t in kept.tensors]
-        self._program = Program(recording, moving, kept.tensors, weights.tensors)
+        spans, plugins = [[one] for one in moving], list[Tensor]()
+        if operands is not None:
+            spans += _strengths(recording, operands)
+            plugins += operands.tensors
+        self._program = Program(recording, spans, kept.tensors, weights.tensors, plugins)
 
-    def __call__(self, x: Tensor, leaves: Mapping[str, Leaf], step: Step) -> Result | None:
+    def __call__(
+        self,
+        x: Tensor,
+        leaves: Mapping[str, Leaf],
+        step: Step,
+        operands: Operands | None,
+        strengths: Sequence[Sequence[float]],
+    ) -> Result | None:
         if self.why:
             return None
         x, layout, tokens = x.contiguous(), self._layout, x.shape[1]
@@ -237,15 +269,19 @@ class _Replay:
         for tape in tapes:
             moving += (*tape.place[:2], at)
             at += size
+        for values in strengths:
+            held.append((ctypes.c_float * len(values))(*values))
+            moving.append(ctypes.addressof(held[-1]))
+        given = None if operands is None else operands.addresses
         if self._pending is not None:
             fresh = [torch.empty(shape, dtype=dtype) for shape, dtype in self._kept]
-            self._program(moving, [t.data_ptr() for t in fresh])
+            self._program(moving, [t.data_ptr() for t in fresh], given)
             own = dict(leaves) | dict(zip(self._tapes, tapes, strict=True))
             return self._hidden(fresh, own), {name: make(fresh, own) for name, make in self._pending.items()}
         shape, dtype = self._kept[0]
         hidden, memory = torch.empty(shape, dtype=dtype), layout.memory()
         start = memory.data_ptr()
-        self._program(moving, [hidden.data_ptr(), *(start + at for at in layout.offsets)])
+        self._program(moving, [hidden.data_ptr(), *(start + at for at in layout.offsets)], given)
         after = tuple(tape.claim(tokens) for tape in tapes)
         return self._hidden([hidden], leaves), PackedLeaves(layout, memory, after)
 
@@ -288,6 +324,21 @@ class _Kept:
             kind, own = value.__class__, [self.maker(getattr(value, f.name), leaves) for f in fields(value)]
             return lambda fresh, leaves: kind(*(part(fresh, leaves) for part in own))
         return lambda fresh, leaves: value
+
+
+def _strengths(recording: Recording, operands: Operands) -> list[list[Span]]:
+    """Where the strength of each plugin that acts was read."""
+    spans: list[list[Span]] = [[] for _ in operands.acting]
+    for values, about in recording.described:
+        if (place := operands.owners.get(id(about))) is not None:
+            if place == AMBIGUOUS:
+                raise NotRecordable("plugins share a tensor")
+            spans[place].append(_extent(values))
+    return spans
+
+
+def _extent(array: Any) -> Span:
+    return ctypes.addressof(array), ctypes.sizeof(array)
 
 
 def _ready(leaves: Mapping[str, Leaf], tokens: int) -> dict[str, Leaf]:

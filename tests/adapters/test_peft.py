@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fluvial.adapters import peft, placement
 from fluvial.adapters.errors import FluvialError, IntegrityError, ModelNotFoundError, UnsupportedError
 from fluvial.adapters.linear import Embedding, Linear
+from fluvial.adapters.lora import LoraPair
 from fluvial.adapters.peft_config import PeftConfig, read_config
 from fluvial.adapters.weights import Piece
 from tests.adapters.peft_files import PREFIX, noise, pair, table, write
@@ -82,6 +83,17 @@ def test_dora_is_its_formula(tmp_path: Path) -> None:
     torch.testing.assert_close(module.proj(X, ROUTE), X @ W.T + noise(OUT, seed=9).double())
     half = module.proj(X, {"p": 0.5})  # a blend is between the two models
     torch.testing.assert_close(half, (module.proj(X, ROUTE) + module.proj(X)) / 2)
+
+
+@pytest.mark.parametrize(("alpha", "stored"), [(6, torch.bfloat16), (5, torch.float64)])
+def test_tensors_stay_in_bf16_where_that_changes_nothing(tmp_path: Path, alpha: int, stored: torch.dtype) -> None:
+    """alpha 6 at rank 3 is a scale of 2; 5/3 has other digits."""
+    module, tensors = Small(), {name: t.bfloat16() for name, t in PROJ.items()}
+    loaded(write(tmp_path, tensors, lora_alpha=alpha), module)
+    update = module.proj.plugins["p"]
+    assert isinstance(update, LoraPair) and {update.A.dtype, update.B.dtype} == {stored}
+    A, B = (t.double() for t in tensors.values())
+    torch.testing.assert_close(module.proj(X, ROUTE), module.proj(X) + alpha / 3 * X @ A.T @ B.T)
 
 
 def test_parts_of_a_fused_matrix_bring_their_own(tmp_path: Path) -> None:

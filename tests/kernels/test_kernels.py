@@ -127,7 +127,34 @@ def dense_linear(M: int, N: int, K: int, stored: torch.dtype = torch.float32) ->
     return draw(M, K), draw(N, K).to(stored)
 
 
+def low_rank(
+    B: int, T: int, N: int, K: int, rank: int, whole: bool = False, stored: torch.dtype = torch.float32
+) -> tuple[Any, ...]:
+    """`whole`: with gain and bias, and a strength for each of the B rows, of which the second's is 0."""
+    draw = _random(B + T + N + K + rank)
+    pair = draw(rank, K).to(stored), draw(N, rank).to(stored)
+    strength = draw(B) * (torch.arange(B) != 1) if whole else 0.7
+    vectors = (draw(N), draw(N)) if whole else (None, None)
+    return draw(B, T, N), draw(B, T, K), *pair, draw(B, T, N), *vectors, 0.3, strength
+
+
 SAMPLES = {
+    "low_rank": Samples(
+        low_rank,
+        shapes=[
+            (1, 1, 192, 64, 8),
+            *((1, T, 150, 100, 5) for T in (2, 3, 5)),  # no multiple of a vector, a tile
+            *((3, T, 33, 7, 11, True) for T in (1, 2, 9)),
+            *((4, T, 300, 200, 16, True, torch.bfloat16) for T in (1, 17)),
+            (1, 131, 70, 160, 17, False, torch.bfloat16),
+            (2, 40, 1, 1, 1, True),
+            (1, 1, 40, 64, 0),
+            (2, 3, 40, 64, 0, True),
+            (1, 90, 400, 512, 16, False),
+            (1, 1, 2000, 1024, 128),  # long enough for threads
+        ],
+        declined=[(1, 1, 0, 64, 8), (1, 1, 64, 8, 2, False, torch.float16)],
+    ),
     "int4_linear": Samples(
         int4_linear,
         shapes=[

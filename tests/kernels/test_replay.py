@@ -240,7 +240,7 @@ def test_steps_between_kernels_round_as_torch_does(step: str, way: str) -> None:
     recording = Recording()
     with recording.listening():
         wanted = STEPS[step](a, b)
-    program = Program(recording, [extent(a), extent(b)], [wanted], [])
+    program = Program(recording, [[extent(a)], [extent(b)]], [wanted], [])
     got = torch.empty_like(wanted)
     other_a, other_b = (torch.empty_strided(t.shape, t.stride()).copy_(t) for t in (a, b))
     program([other_a.data_ptr(), other_b.data_ptr()], [got.data_ptr()])
