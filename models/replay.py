@@ -8,11 +8,9 @@ be recorded (padding, half precision, mixers without kernels) goes on as before.
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import fields, is_dataclass
 from itertools import chain
 from typing import Any
 
@@ -22,21 +20,14 @@ from torch import Tensor, nn
 from fluvial.adapters import native, ops
 from fluvial.adapters.linear import Linear
 from fluvial.adapters.module import Module, changes
-from fluvial.adapters.operands import AMBIGUOUS, Operands, Routes
-from fluvial.adapters.recording import NotRecordable, Program, Recording, Span, extent
-from fluvial.models.journal import Final, Pending
+from fluvial.adapters.operands import Routes
 from fluvial.models.mixer import Step
-from fluvial.models.packed_leaves import Layout, PackedLeaves
-from fluvial.models.state import Leaf, State
-from fluvial.models.tape import Tape
+from fluvial.models.packed_leaves import Layout
+from fluvial.models.recorded import Forward, Recorded, Result, ready, whole
+from fluvial.models.state import State
 
 TOKENS = 16  # a longer forward is not dominated by Python
 MOST = 32  # recordings that a decoder keeps
-
-Forward = Callable[[Tensor, Mapping[str, Leaf], Step], tuple[Tensor, dict[str, Pending]]]
-Result = tuple[Tensor, dict[str, Pending] | PackedLeaves]
-Maker = Callable[[list[Tensor], Mapping[str, Leaf]], Any]
-
 
 _eager: ContextVar[bool] = ContextVar("eager", default=False)
 
@@ -51,41 +42,14 @@ def eager() -> Iterator[None]:
         _eager.reset(token)
 
 
-class _Heard(Step):
-    """A step whose numbers a recording must not see, other than through `memo`."""
-
-    plain: Step
-    recording: Recording
-    memos: list[tuple[Callable[[Step], Any], Any]]
-
-    @classmethod
-    def of(cls, step: Step, recording: Recording) -> _Heard:
-        heard = cls(**{f.name: getattr(step, f.name) for f in fields(Step)})
-        heard.plain, heard.recording, heard.memos = step, recording, []
-        return heard
-
-    def memo(self, key: Hashable, make: Callable[[Step], Any]) -> Any:
-        if key not in self._memo:
-            with self.recording.paused():
-                self._memo[key] = make(self.plain)
-            self.memos.append((make, self._memo[key]))
-        return self._memo[key]
-
-    @property
-    def positions(self) -> Tensor:
-        raise NotRecordable("a mixer computes with positions")
-
-    @property
-    def rotary(self) -> Tensor:
-        raise NotRecordable("a mixer computes with positions")
-
-
 class _Weights:
-    """The tensors of a module, and whether they still lie where they did."""
+    """The tensors of a module, and whether they still lie where they did; the operands of its plugins."""
 
     def __init__(self, module: nn.Module) -> None:
         modules = list(module.modules())
-        self.hooked = any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+        self.why = "a hook looks into the forward" if hooked else ""
+        self.routes = Routes(m.plugins for m in modules if isinstance(m, Linear))
         self._owners = [d for m in modules for d in (m._parameters, m._buffers)]
         self._plain = [m for m in modules if not isinstance(m, Module)]  # containers
         self._children = [m._modules for m in modules if not isinstance(m, Module)]
@@ -105,8 +69,8 @@ class Replays:
 
     def __init__(self) -> None:
         self._weights: _Weights | None = None
-        self._routes = Routes([])
-        self._known = dict[tuple[Any, ...], _Replay | None]()  # None: seen once
+        self._known = dict[tuple[Any, ...], Recorded | None]()  # None: seen once
+        self._expected = set[tuple[torch.Size, bool]]()
         self._layouts = dict[Layout, Layout]()
 
     def __reduce__(self) -> tuple[type[Replays], tuple[()]]:
@@ -117,34 +81,33 @@ class Replays:
         return {key[0]: replay.why for key, replay in self._known.items() if replay is not None}
 
     def expect(self, shape: torch.Size, journal: bool) -> None:
-        """The next forward of x with this shape [B, T, D] is recorded, although it is the first."""
-        self._known.setdefault((shape, journal, torch.get_num_threads()), None)
+        """Forwards of x with this shape [B, T, D] are recorded the first time."""
+        self._expected.add((shape, journal))
 
     def run(self, decoder: nn.Module, forward: Forward, x: Tensor, state: State, step: Step) -> Result | None:
         """What `forward(x, leaves, step)` gives, its leaves committed unless the step wants a journal. None where it
         has to be called."""
         if state.dtype != "fp32" or not _recordable(x, step):
             return None
-        if self._weights is None:
-            self._weights = _Weights(decoder)
-        elif not self._weights.unchanged:
+        if self._weights is None or not self._weights.unchanged:
             self._weights, self._known = _Weights(decoder), {}
-            self._routes = Routes(layer.plugins for layer in decoder.modules() if isinstance(layer, Linear))
         key: tuple[Any, ...] = (x.shape, step.journal, torch.get_num_threads())
         operands, strengths = None, list[list[float]]()
-        if step.route and (found := self._routes.operands(step.route)).acting:
+        if step.route and (found := self._weights.routes.operands(step.route)).acting:
             operands, (strengths, alike) = found, found.strengths(step.route)
             key = *key, found.kind, alike
         if key not in self._known:
             while len(self._known) >= MOST:
                 self._known.pop(next(iter(self._known)), None)
             self._known[key] = None
-            return None
+            if key[:2] not in self._expected:
+                return None
         replay = self._known[key] = self._known.pop(key, None)  # now the last to go
         if replay is None:
-            if not _whole(_ready(state.leaves, x.shape[1]).values()):
+            if not whole(ready(state.leaves, x.shape[1]).values()):
                 return None
-            replay = self._known[key] = _Replay(forward, self._weights, self._layouts, x, state, step, operands)
+            about = self._weights.tensors, operands, self._layouts, self._weights.why
+            replay = self._known[key] = Recorded(forward, x, state.leaves, step, *about)
         return replay(x, state.leaves, step, operands, strengths)
 
 
@@ -161,194 +124,3 @@ def _recordable(x: Tensor, step: Step) -> bool:
         and not _eager.get()
         and native.library() is not None
     )
-
-
-class _Replay:
-    """One recorded forward; `why` it could not be recorded, if so."""
-
-    def __init__(
-        self,
-        forward: Forward,
-        weights: _Weights,
-        layouts: dict[Layout, Layout],
-        x: Tensor,
-        state: State,
-        step: Step,
-        operands: Operands | None,
-    ) -> None:
-        self.why = "a hook looks into the forward" if weights.hooked else ""
-        try:
-            if not self.why:
-                self._record(forward, weights, layouts, x, state, step, operands)
-        except NotRecordable as reason:
-            self.why = str(reason)
-
-    def _record(
-        self,
-        forward: Forward,
-        weights: _Weights,
-        layouts: dict[Layout, Layout],
-        x: Tensor,
-        state: State,
-        step: Step,
-        operands: Operands | None,
-    ) -> None:
-        recording, x = Recording(), x.contiguous()
-        heard, leaves = _Heard.of(step, recording), _ready(state.leaves, x.shape[1])
-        with recording.listening():
-            hidden, pending = forward(x, leaves, heard)
-        after = {name: one.value for name, one in pending.items() if isinstance(one, Final)}
-        tensors = tuple((name, leaf.shape, leaf.dtype) for name, leaf in leaves.items() if isinstance(leaf, Tensor))
-        layout = Layout(tuple(leaves), tensors)
-        self._layout = layouts.setdefault(layout, layout)
-        self._memos = [(make, [t.stride() for t in _tensors(value)]) for make, value in heard.memos]
-        moving = [extent(x), *(extent(t) for _, value in heard.memos for t in _tensors(value))]
-        moving += [extent(leaf) for leaf in leaves.values() if isinstance(leaf, Tensor)]
-        self._tapes = [name for name, leaf in leaves.items() if isinstance(leaf, Tape)]
-        for name in self._tapes:
-            tape = leaves[name]
-            assert isinstance(tape, Tape)
-            k, v = tape.stores
-            about = next((values for values, t in recording.described if t is k), None)
-            moving += [extent(k), extent(v), (0, 0) if about is None else _extent(about)]
-        kept = _Kept(recording)
-        self._hidden = kept.maker(hidden, leaves)
-        self._pending: dict[str, Maker] | None = None
-        if step.journal:
-            self._pending = {name: kept.maker(one, leaves) for name, one in pending.items()}
-        else:
-            for name, shape, dtype in tensors:
-                leaf = after[name]
-                if not isinstance(leaf, Tensor) or (leaf.shape, leaf.dtype) != (shape, dtype):
-                    raise NotRecordable("a leaf changes its shape")
-                if kept.add(leaf) != len(kept.tensors) - 1 or leaf.numel() != kept.tensors[-1].numel():
-                    raise NotRecordable("a leaf is not a piece of memory of its own")
-        self._kept = [(t.shape, t.dtype) for t in kept.tensors]
-        spans, plugins = [[one] for one in moving], list[Tensor]()
-        if operands is not None:
-            spans += _strengths(recording, operands)
-            plugins += operands.tensors
-        self._program = Program(recording, spans, kept.tensors, weights.tensors, plugins)
-
-    def __call__(
-        self,
-        x: Tensor,
-        leaves: Mapping[str, Leaf],
-        step: Step,
-        operands: Operands | None,
-        strengths: Sequence[Sequence[float]],
-    ) -> Result | None:
-        if self.why:
-            return None
-        x, layout, tokens = x.contiguous(), self._layout, x.shape[1]
-        moving, held = [x.data_ptr()], list[Any]()
-        for make, strides in self._memos:
-            held.append(make(step))
-            tensors = _tensors(held[-1])
-            if [t.stride() for t in tensors] != strides:
-                return None
-            moving += [t.data_ptr() for t in tensors]
-        if isinstance(leaves, PackedLeaves) and leaves.layout is layout:
-            start = leaves.memory.data_ptr()
-            moving += [start + at for at in layout.offsets]
-            tapes = tuple(tape.ready(tokens) for tape in leaves.tapes)
-        else:
-            for name, shape, dtype in layout.tensors:
-                leaf = leaves[name]
-                if not isinstance(leaf, Tensor) or (leaf.shape, leaf.dtype) != (shape, dtype):
-                    return None
-                held.append(leaf.contiguous())
-                moving.append(held[-1].data_ptr())
-            found = (leaves[name] for name in self._tapes)
-            tapes = tuple(leaf.ready(tokens) for leaf in found if isinstance(leaf, Tape))
-        if len(tapes) != len(self._tapes) or not _whole(tapes):
-            return None
-        about = [number for tape in tapes for number in (*tape.place[2:], *tape.lengths)]
-        numbers = (ctypes.c_int64 * len(about))(*about)
-        at, size = ctypes.addressof(numbers), 8 * (2 + x.shape[0])
-        for tape in tapes:
-            moving += (*tape.place[:2], at)
-            at += size
-        for values in strengths:
-            held.append((ctypes.c_float * len(values))(*values))
-            moving.append(ctypes.addressof(held[-1]))
-        given = None if operands is None else operands.addresses
-        if self._pending is not None:
-            fresh = [torch.empty(shape, dtype=dtype) for shape, dtype in self._kept]
-            self._program(moving, [t.data_ptr() for t in fresh], given)
-            own = dict(leaves) | dict(zip(self._tapes, tapes, strict=True))
-            return self._hidden(fresh, own), {name: make(fresh, own) for name, make in self._pending.items()}
-        shape, dtype = self._kept[0]
-        hidden, memory = torch.empty(shape, dtype=dtype), layout.memory()
-        start = memory.data_ptr()
-        self._program(moving, [hidden.data_ptr(), *(start + at for at in layout.offsets)], given)
-        after = tuple(tape.claim(tokens) for tape in tapes)
-        return self._hidden([hidden], leaves), PackedLeaves(layout, memory, after)
-
-
-class _Kept:
-    """What a forward made and gives out: new in every run."""
-
-    def __init__(self, recording: Recording) -> None:
-        self._made = {t.untyped_storage().data_ptr(): t for t in recording.made}
-        self._places, self.tensors = dict[int, int](), list[Tensor]()
-
-    def add(self, value: Tensor) -> int:
-        """Its place among them."""
-        start = value.untyped_storage().data_ptr()
-        whole = self._made.get(start)
-        if whole is None or not whole.is_contiguous():
-            raise NotRecordable("a result is not a piece of memory of its own")
-        if start not in self._places:
-            self._places[start] = len(self.tensors)
-            self.tensors.append(whole)
-        return self._places[start]
-
-    def maker(self, value: Any, leaves: Mapping[str, Leaf]) -> Maker:
-        """How to make the same of another run's tensors and leaves."""
-        for name, leaf in leaves.items():
-            if value is leaf:
-                return lambda fresh, leaves: leaves[name]
-        if isinstance(value, nn.Parameter):
-            return lambda fresh, leaves: value
-        if isinstance(value, Tensor):
-            at = self.add(value)
-            size, stride, offset, whole = value.shape, value.stride(), value.storage_offset(), self.tensors[at]
-            if whole.shape == size and whole.stride() == stride:
-                return lambda fresh, leaves: fresh[at]
-            return lambda fresh, leaves: fresh[at].as_strided(size, stride, offset)
-        if isinstance(value, tuple):
-            parts = [self.maker(one, leaves) for one in value]
-            return lambda fresh, leaves: tuple(part(fresh, leaves) for part in parts)
-        if is_dataclass(value):
-            kind, own = value.__class__, [self.maker(getattr(value, f.name), leaves) for f in fields(value)]
-            return lambda fresh, leaves: kind(*(part(fresh, leaves) for part in own))
-        return lambda fresh, leaves: value
-
-
-def _strengths(recording: Recording, operands: Operands) -> list[list[Span]]:
-    """Where the strength of each plugin that acts was read."""
-    spans: list[list[Span]] = [[] for _ in operands.acting]
-    for values, about in recording.described:
-        if (place := operands.owners.get(id(about))) is not None:
-            if place == AMBIGUOUS:
-                raise NotRecordable("plugins share a tensor")
-            spans[place].append(_extent(values))
-    return spans
-
-
-def _extent(array: Any) -> Span:
-    return ctypes.addressof(array), ctypes.sizeof(array)
-
-
-def _ready(leaves: Mapping[str, Leaf], tokens: int) -> dict[str, Leaf]:
-    return {name: leaf.ready(tokens) if isinstance(leaf, Tape) else leaf for name, leaf in leaves.items()}
-
-
-def _whole(leaves: Iterable[Leaf]) -> bool:
-    """Whether each tape lies in one store as its rows were given; a fork's may not."""
-    return all(leaf.whole for leaf in leaves if isinstance(leaf, Tape))
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [value] if isinstance(value, Tensor) else [t for one in value for t in _tensors(one)]

@@ -216,5 +216,14 @@ def test_recordings_and_operands_are_bounded_and_those_in_use_stay(monkeypatch: 
             session.step({"1": 1.0}, seed)
             session.step({str(rank): 1.0}, seed)
         programs.append(model._replays._known[list(model._replays._known)[-2]])
-    assert recorded(model) and len(model._replays._known) == 4 == len(model._replays._routes._known)
+    assert recorded(model) and len(model._replays._known) == 4 == len(model._replays._weights.routes._known)  # type: ignore[union-attr]
     assert programs[0] is not None and all(one is programs[0] for one in programs)
+
+
+@torch.inference_mode()
+def test_what_is_expected_is_recorded_the_first_time_also_under_plugins() -> None:
+    model = with_plugins("mamba2")
+    model.expect(1, 1, journal=False)
+    for route in ({"a": 1.0}, {"c": 1.0}):
+        Twice(model).step(route)
+    assert recorded(model) and len(model._replays.refusals()) == 1 and None not in model._replays._known.values()
