@@ -49,6 +49,21 @@ INLINE Lanes by_lane(const float *scale) {
   return eights(scale);
 }
 
+#if defined(__AVX512F__)
+// Sixteen scales, one for every 32 of at most 512 columns, from the value `first` on.
+INLINE Lanes spread(const Scales &from, int64_t first, int64_t columns, int64_t group) {
+  const int64_t pairs = std::min<int64_t>(16, columns / PAIR);
+  const int shift = __builtin_ctzll(group / PAIR);
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i index = _mm512_srl_epi32(lane, _mm_cvtsi32_si128(shift));
+  const int64_t n = ((pairs - 1) >> shift) + 1;
+  const __m256i bits = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(0xffffu >> (16 - n)), from.values + first);
+  const __m512 wide =
+      from.bf16 ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)) : _mm512_cvtph_ps(bits);
+  return {_mm512_permutexvar_ps(index, wide)};
+}
+#endif
+
 // A chunk's scales in fp32, one for every 32 columns; a vector may reach past its end.
 struct Spread {
   float values[CHUNK / PAIR + 16] = {};
@@ -56,16 +71,8 @@ struct Spread {
   void read(const Scales &from, int64_t first, int64_t columns, int64_t group) {
     const int64_t pairs = columns / PAIR;
 #if defined(__AVX512F__)
-    const int shift = __builtin_ctzll(group / PAIR);
-    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i index = _mm512_srl_epi32(lane, _mm_cvtsi32_si128(shift));
-    for (int64_t i = 0; i < pairs; i += 16) {
-      const int64_t n = ((std::min<int64_t>(16, pairs - i) - 1) >> shift) + 1;
-      const __m256i bits = _mm256_maskz_loadu_epi16(0xffffu >> (16 - n), from.values + first + (i >> shift));
-      const __m512 wide = from.bf16 ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))
-                                    : _mm512_cvtph_ps(bits);
-      _mm512_storeu_ps(values + i, _mm512_permutexvar_ps(index, wide));
-    }
+    for (int64_t i = 0; i < pairs; i += 16)
+      store(values + i, spread(from, first + i * PAIR / group, columns - i * PAIR, group));
 #else
     const int64_t each = group / PAIR;
     for (int64_t i = 0; i < pairs; i += each) {

@@ -2,28 +2,38 @@
 // references are the ops in adapters/formats/. The number of rows of x and the threads change nothing in what is rounded.
 
 #include "codes_few.h"
+#if defined(__AVX512VNNI__)
+#include "codes_panel.h"
+#else
 #include "codes_many.h"
+#endif
 
 namespace {
 
 constexpr int64_t FEW_CODES = 16;  // rows of x; with more it pays to turn W round
+#if defined(__AVX512VNNI__)
+constexpr int64_t AT_ONCE = FEW_CODES;
+#endif
 
 template <bool SHIFT, int SLOTS, bool WIDE>
 void multiply_rounded(const Grouped &A, const Rounded<SLOTS, WIDE> *x, int64_t stride, const Result &y, int64_t M,
                       int64_t threads) {
-  const bool turned = M > FEW_CODES;
-  const int64_t step = turned ? BAND : std::max<int64_t>(1, JOB * SLOTS / (2 * A.K) / 8) * 8;
-  share((A.N + step - 1) / step, threads, [&](int64_t job) {
-    const int64_t begin = job * step, end = std::min(begin + step, A.N);
-    if (turned)
-      many<SHIFT>(A, begin, end - begin, x, stride, y, M);
-    else
-      few<SHIFT>(A, begin, end, x, stride, y, M);
-  });
+#if !defined(__AVX512VNNI__)
+  if (M > FEW_CODES)
+    return share((A.N + BAND - 1) / BAND, threads, [&](int64_t job) {
+      many<SHIFT>(A, job * BAND, std::min(BAND, A.N - job * BAND), x, stride, y, M);
+    });
+#endif
+  const int64_t step = std::max<int64_t>(1, JOB * SLOTS / (2 * A.K) / 8) * 8;
+  share((A.N + step - 1) / step, threads,
+        [&](int64_t job) { few<SHIFT>(A, job * step, std::min((job + 1) * step, A.N), x, stride, y, M); });
 }
 
 template <int SLOTS, bool WIDE>
 void multiply(const Grouped &A, const void *given, Result y, int64_t M, int64_t threads) {
+#if defined(__AVX512VNNI__)
+  if (M > FEW_CODES) return multiply_panels<SLOTS, WIDE>(A, given, y, M, threads);
+#endif
   constexpr int64_t STEP = Rounded<SLOTS, WIDE>::COLUMNS;
   const int64_t stride = (A.K + STEP - 1) / STEP;
   static thread_local std::vector<Rounded<SLOTS, WIDE>> space;

@@ -1,5 +1,5 @@
-// Many rows of x: sixteen rows of W stand in the lanes of a vector, so that no sum crosses lanes. A block of W is turned
-// round once, as bytes and in the cache, for all rows of x.
+// Many rows of x where the CPU does not multiply bytes (else codes_panel.h): sixteen rows of W stand in the lanes of a
+// vector, so that no sum crosses lanes. A block of W is turned round once, as bytes and in the cache, for all rows of x.
 #pragma once
 
 #include "codes.h"

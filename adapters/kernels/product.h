@@ -30,6 +30,12 @@ struct Result {  // [M, N] in fp32 or bf16
     else
       static_cast<float *>(y.y)[m * y.N + n] = value;
   }
+  INLINE void set(const Result &y, int64_t m, int64_t n, int64_t count, const float *values) {
+    if (y.bf16)
+      for (int64_t i = 0; i < count; ++i) static_cast<uint16_t *>(y.y)[m * y.N + n + i] = narrowed(values[i]);
+    else
+      std::memcpy(static_cast<float *>(y.y) + m * y.N + n, values, count * sizeof(float));
+  }
 };
 
 // run(size, first) for M rows of x in as few tiles as there can be, of much the same size; a constant of at most MAX.

@@ -1,7 +1,7 @@
 // Activations as whole numbers, for the products of int4 and int8 weights.
 //
 // 32 neighbouring columns become multiples of a common unit. Of fp32 (WIDE) the largest is nearly 2^23 units (int8: 2^22),
-// which keeps what fp32 would keep of it: a word of 16 bits and a signed byte below it. Of bf16 it is 32767 units, one word: an error of
+// which keeps what fp32 would keep of it: a word of 16 bits and a signed byte below it. Of bf16 it is 32639 units, one word: an error of
 // 2^-16 of the largest, where bf16 itself has 2^-9. Codes times whole numbers are summed exactly, so only adding the
 // groups of a row rounds again; for any number of rows and on every instruction set the numbers are the same.
 #pragma once
@@ -13,6 +13,16 @@
 namespace {
 
 constexpr int64_t PAIR = 32;  // columns that share a unit
+
+struct Step {
+  float unit, by;  // `by` is 1 / unit; where not all is finite NaN and 0
+};
+template <int SLOTS, bool WIDE>
+INLINE Step step_of(float largest, bool finite) {
+  constexpr float UNITS = !WIDE ? 32639.f : SLOTS == 4 ? 8.3e6f : 4.1e6f;  // no sum of a lane overflows, no byte
+  const float step = largest > UNITS * 1.2e-38f ? largest / UNITS : 1.2e-38f;
+  return finite ? Step{step, 1.f / step} : Step{__builtin_nanf(""), 0.f};
+}
 
 // The columns of one 64-byte vector of codes. SLOTS 4: int4, 128 columns; 2: int8, 64 columns. Slot s holds what the s-th
 // code of each 16-bit word is multiplied by, `low` what the codes of each byte are; the lanes of 32 columns stand together.
@@ -57,19 +67,17 @@ struct Rounded {
       largest = size > largest ? size : largest;
       off += x[i] * 0.f;  // not 0 if one is not finite
     }
-    constexpr float UNITS = !WIDE ? 32767.f : SLOTS == 4 ? 8.3e6f : 4.1e6f;  // no sum of a lane overflows
-    const bool finite = off == 0.f;
-    const float step = largest > UNITS * 1.2e-38f ? largest / UNITS : 1.2e-38f, by = finite ? 1.f / step : 0.f;
+    const Step step = step_of<SLOTS, WIDE>(largest, off == 0.f);
     for (int half = 0; half < 2; ++half) {  // int4: each sixteen columns have slots of their own
       const int slot = SLOTS == 4 ? half : 0, word = SLOTS == 4 ? 8 * pair : 16 * pair + 8 * half;
-      Ints whole = rounded(x + 16 * half, by);
+      Ints whole = rounded(x + 16 * half, step.by);
       if (WIDE) {
         low_bytes(whole, SLOTS == 4 ? low[WIDE ? half : 0] + 16 * pair : low[0] + 32 * pair + 16 * half);
         whole = high_part(whole);
       }
       store_apart(whole, words[slot] + word, words[slot + SLOTS / 2] + word);
     }
-    for (int lane = 0; lane < LANES_OF; ++lane) unit[LANES_OF * pair + lane] = finite ? step : __builtin_nanf("");
+    for (int lane = 0; lane < LANES_OF; ++lane) unit[LANES_OF * pair + lane] = step.unit;
   }
 };
 
