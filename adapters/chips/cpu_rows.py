@@ -1,4 +1,4 @@
-"""The CPU: norms, short convolutions and activations, and attention of a handful of tokens, a native call each."""
+"""The CPU: norms, short convolutions, activations and attention, a native call each."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from fluvial.adapters import native
-from fluvial.adapters.chips.cpu import STEP_TOKENS, at, contiguous, plain, same, some, threads
+from fluvial.adapters.chips.cpu import at, contiguous, plain, same, some, threads
 from fluvial.adapters.ops import kernel
 
 TAPS = 16  # of a convolution at most, as in kernels/short_conv.cpp
-WIDTH = 256  # channels of an attention head at most, as in kernels/memory.h
+WIDTH = 256  # channels of an attention head at most, as in kernels/attend.cpp
 ACTIVATIONS = ("tanh", "sigmoid")  # as in kernels/rows.cpp
-QUERIES = 64  # rows of q that share a key at most, as in kernels/attend.cpp
 
 _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
@@ -70,12 +69,7 @@ def _activate(x: Tensor, kind: str) -> bool:
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, k_store: Tensor, v_store: Tensor, before: tuple[int, ...], scale: float | None
 ) -> bool:
-    if (
-        q.ndim != 4
-        or k_store.ndim != 4
-        or not 1 <= q.shape[1] <= STEP_TOKENS
-        or q.dtype not in (torch.float32, torch.bfloat16)
-    ):
+    if q.ndim != 4 or k_store.ndim != 4 or q.shape[1] < 1 or q.dtype not in (torch.float32, torch.bfloat16):
         return False
     (B, T, H, D), (_, G, rows, _), step = q.shape, k_store.shape, k_store.stride()
     if G == 0 or k_store.shape != (B, G, rows, D) or v_store.shape != (B, G, rows, D) or len(before) != B:
@@ -86,7 +80,6 @@ def _attend(
     return (
         1 <= D <= WIDTH
         and H % G == 0
-        and H // G * T <= QUERIES
         and same((B, T, G, D), k, v)
         and step == v_store.stride()
         and step[2:] == (D, 1)
@@ -98,7 +91,6 @@ def _attend(
 
 
 def _register(library: native.Library) -> None:
-    few = f"C++ {library.sets[-1]}, up to {STEP_TOKENS} tokens"
     label = f"C++ {library.sets[-1]}"
     conv = library.kernel("short_conv", [_POINTER] * 6 + [_SIZE] * 6)
     shift_by = library.kernel("token_shift", [_POINTER] * 5 + [_SIZE] * 5)
@@ -172,7 +164,7 @@ def _register(library: native.Library) -> None:
         through(instructions)(*at(x, y), y.numel(), ACTIVATIONS.index(kind), threads(y.numel()))
         return y
 
-    @kernel("attend", "cpu", label=few, accepts=_attend)
+    @kernel("attend", "cpu", label=label, accepts=_attend)
     def attend(
         q: Tensor,
         k: Tensor,

@@ -1,24 +1,21 @@
-// Softmax attention of a few new tokens over the tape (models/attention.py, `attend`), which takes them in: one pass over keys and values
-// for all query heads that share them, softmax sums carried along (Milakov & Gimelshein 2018), fp32 inside.
+// Softmax attention of new tokens over the tape (models/attention.py, `attend`), which takes them in: one pass over
+// keys and values for all query heads that share them, softmax sums carried along (Milakov & Gimelshein 2018), fp32
+// inside.
 
-#include "lanes.h"
-#include "memory.h"
+#include "attend_many.h"
+#include "threads.h"
 
 namespace {
 
 constexpr int64_t KEYS = 64;    // scored before their values are added
-constexpr int64_t QUERIES = 64;  // rows of q that share a key at most: tokens x query heads a key head
-
-INLINE float wide(float value) { return value; }
-INLINE float wide(uint16_t value) { return widened(value); }
-INLINE void put(float value, float *to) { *to = value; }
-INLINE void put(float value, uint16_t *to) { *to = narrowed(value); }
+constexpr int64_t QUERIES = 64;  // rows of q, tokens x query heads a key head, up to which keys are read in place
+constexpr int64_t WIDTH = 256;   // channels of a head at most
 
 template <typename Row>
 INLINE float score(const float *q, const Row *k, int64_t D) {
   float sum = 0.f;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t d = 0; d < D; ++d) sum += q[d] * wide(k[d]);
+  for (int64_t d = 0; d < D; ++d) sum += q[d] * exact(k[d]);
   return sum;
 }
 
@@ -31,7 +28,7 @@ INLINE void head(const Row *q, const Row *k, const Row *v, Row *o, int64_t queri
   float top[QUERIES], weight[QUERIES];
   for (int64_t r = 0; r < queries; ++r) {
     const Row *from = q + r / share_ * token + r % share_ * D;
-    for (int64_t d = 0; d < D; ++d) rows[r * D + d] = wide(from[d]) * scale, sums[r * D + d] = 0.f;
+    for (int64_t d = 0; d < D; ++d) rows[r * D + d] = exact(from[d]) * scale, sums[r * D + d] = 0.f;
     top[r] = -INFINITY, weight[r] = 0.f;
   }
   const int64_t all = before + (queries - 1) / share_ + 1;
@@ -55,11 +52,11 @@ INLINE void head(const Row *q, const Row *k, const Row *v, Row *o, int64_t queri
         const float a = scores[j], b = scores[j + 1], c = scores[j + 2], e = scores[j + 3];
 #pragma omp simd
         for (int64_t d = 0; d < D; ++d)
-          sum[d] += a * wide(v0[d]) + b * wide(v1[d]) + (c * wide(v2[d]) + e * wide(v3[d]));
+          sum[d] += a * exact(v0[d]) + b * exact(v1[d]) + (c * exact(v2[d]) + e * exact(v3[d]));
       }
       for (; j < keys; ++j) {
         const Row *v0 = v + (first + j) * D;
-        for (int64_t d = 0; d < D; ++d) sum[d] += scores[j] * wide(v0[d]);
+        for (int64_t d = 0; d < D; ++d) sum[d] += scores[j] * exact(v0[d]);
       }
     }
   }
@@ -81,12 +78,24 @@ INLINE void attend(const Row *q, const Row *k, const Row *v, Row *k_store, Row *
   const int64_t heads = H / G, k_head = about[0], k_batch = about[1], *before = about + 2;
   int64_t rows = B * T;
   for (int64_t b = 0; b < B; ++b) rows += before[b];
-  share(B * G, 2 * T * H * D * rows >= THREADED ? threads : 1, [&](int64_t job) {
-    const int64_t b = job / G, g = job % G, at = b * T * H * D + g * heads * D, fresh = (b * T * G + g) * D;
-    Row *k_g = k_store + b * k_batch + g * k_head, *v_g = v_store + b * k_batch + g * k_head;
-    append(k + fresh, k_g + before[b] * D, T, G * D, D);
-    append(v + fresh, v_g + before[b] * D, T, G * D, D);
-    if (D == 128)  // a width that the compiler knows
+  const bool many = heads * T > QUERIES;
+  const int64_t parts = many ? (heads * T + SCORED - 1) / SCORED : 1;
+  const auto take = [&](int64_t b, int64_t g) {
+    const int64_t fresh = (b * T * G + g) * D, to = b * k_batch + g * k_head + before[b] * D;
+    append(k + fresh, k_store + to, T, G * D, D);
+    append(v + fresh, v_store + to, T, G * D, D);
+  };
+  if (parts > 1)
+    for (int64_t i = 0; i < B * G; ++i) take(i / G, i % G);
+  share(B * G * parts, 2 * T * H * D * rows >= THREADED ? threads : 1, [&](int64_t job) {
+    const int64_t part = parts - 1 - job / (B * G), i = job % (B * G), b = i / G, g = i % G;  // the longest ones first
+    const int64_t at = b * T * H * D + g * heads * D;
+    const Row *k_g = k_store + b * k_batch + g * k_head, *v_g = v_store + b * k_batch + g * k_head;
+    if (parts == 1) take(b, g);
+    if (many)
+      many_queries(q + at, k_g, v_g, o + at, part * SCORED, std::min((part + 1) * SCORED, heads * T), heads, H * D,
+                   before[b], D, scale);
+    else if (D == 128)  // a width that the compiler knows
       head(q + at, k_g, v_g, o + at, heads * T, heads, H * D, before[b], 128, scale);
     else
       head(q + at, k_g, v_g, o + at, heads * T, heads, H * D, before[b], D, scale);

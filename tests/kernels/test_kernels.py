@@ -161,7 +161,8 @@ SAMPLES = {
             *((M, 7, 192, 32) for M in range(1, 19)),
             *((M, 37, 2304, 64, True) for M in (1, 5, 16, 24)),
             *((M, 5, 4352, 128, True, torch.bfloat16) for M in (1, 3, 17)),
-            (131, 70, 160, 32, True),  # more rows than a pass takes, bands of W that are not whole
+            (131, 70, 160, 32, True),  # bands of W that are not whole
+            (261, 33, 96, 32),  # more rows than a pass takes
             *((M, 9, 32, 32, False, torch.bfloat16) for M in (1, 2)),
             *((M, 6, 256, 32, zero, torch.float16, True) for M in (1, 4, 33) for zero in (False, True)),
             (1, 1, 256, 256),
@@ -176,6 +177,7 @@ SAMPLES = {
             *((M, 37, 2304, 64) for M in (1, 5, 16, 24)),
             *((M, 5, 4352, 128, torch.bfloat16) for M in (1, 3, 17)),
             (131, 70, 160, 32),
+            (261, 33, 96, 32),
             *((M, 6, 256, 32, torch.float16, True) for M in (1, 4, 33)),
             (1, 1, 256, 256),
             (2, 400, 1024, 32),
@@ -305,8 +307,12 @@ SAMPLES = {
             (1, 2, 2, 128, 0, 3, 64),
             (1, 1, 1, 256, 63),
             (1, 8, 2, 128, 900),
+            (17, 4, 1, 8, 4),  # the first that has blocks of queries
+            (40, 6, 2, 17, 70, 5, 0),
+            (150, 4, 1, 72, 61),  # in several parts
+            (70, 2, 2, 256, 0),
         ],
-        declined=[(17, 1, 1, 8, 4), (16, 8, 1, 8, 4), (1, 1, 1, 264, 4)],
+        declined=[(1, 1, 1, 264, 4), (17, 1, 1, 264, 4)],
     ),
 }
 
