@@ -8,7 +8,7 @@
 namespace {
 
 constexpr int64_t KEYS = 64;    // scored before their values are added
-constexpr int64_t QUERIES = 64;  // rows of q, tokens x query heads a key head, up to which keys are read in place
+constexpr int64_t QUERIES = 32;  // rows of q, tokens x query heads a key head, up to which keys are read in place
 constexpr int64_t WIDTH = 256;   // channels of a head at most
 
 template <typename Row>
