@@ -6,7 +6,8 @@
 
 It goes on until the tokens and frames are read or the hours are over, whichever is first; with hours alone the mix is
 that of the defaults, again and again. A config.json is a shape with random weights, which reads random ids. Times are
-of the processor, over the last hundredth. The first figures count from one per cent on, when everything is warm.
+of the processor, all threads together, over the last hundredth. The first figures count from one per cent on, when
+everything is warm.
 """
 
 from __future__ import annotations
@@ -111,9 +112,10 @@ def main() -> None:
     parser.add_argument("--quant")
     parser.add_argument("--dtype")
     parser.add_argument("--kv", default="exact")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     endless = args.hours is not None and args.tokens is None and args.frames is None
     tokens, frames = args.tokens or 1_000_000, 10_000 if args.frames is None else args.frames
     decoder, model = decoder_of(args.model, dtype=args.dtype, quant=args.quant, kv=args.kv)
