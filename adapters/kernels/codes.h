@@ -1,8 +1,9 @@
-// Matrices stored as codes with a scale for each group of columns: how their vectors and scales are read.
+// Matrices stored as codes with a scale for each group of columns, and their products with whole numbers (rounded.h).
 #pragma once
 
 #include "product.h"
 #include "rounded.h"
+#include "turned.h"
 
 namespace {
 
@@ -10,44 +11,27 @@ struct Scales {  // [out, in / group], fp16 or bf16
   const uint16_t *values;
   int64_t bf16;
 
-  float at(int64_t i) const { return bf16 ? widened(values[i]) : from_half(values[i]); }
-};
-
-struct Grouped {  // q [N, K / 2] of int4 or [N, K] of int8; offset may be null: -8 scale of int4
-  const uint8_t *q;
-  Scales scale, offset;
-  int64_t N, K, group;
-};
-
-// What a code times its scale misses, where there is an offset: code scale + offset = (code - 8) scale + (offset + 8
-// scale), which cancels less than the sum of the two.
-INLINE float shift_of(float scale, float offset) { return offset + 8.f * scale; }
-
-// The codes of 64 bytes, slot by slot as in Rounded<SLOTS>.
-template <int SLOTS>
-INLINE void codes_of(Words bytes, Words (&codes)[SLOTS]) {
-  if constexpr (SLOTS == 4) {
-    codes[0] = nibble<0>(bytes), codes[1] = nibble<4>(bytes), codes[2] = nibble<8>(bytes), codes[3] = nibble<12>(bytes);
-  } else {
-    codes[0] = low_byte(bytes), codes[1] = high_byte(bytes);
+#if defined(__AVX512F__)
+  INLINE Lanes widen(const Scales &from, int64_t first, int64_t count) {  // up to sixteen
+    const __mmask16 which = static_cast<__mmask16>(0xffffu >> (16 - count));
+    const __m256i bits = _mm256_maskz_loadu_epi16(which, from.values + first);
+    return {from.bf16 ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)) : _mm512_cvtph_ps(bits)};
   }
-}
-
-// The same codes by bytes, as Rounded<SLOTS>::low: int8 plus 128.
-template <int SLOTS>
-INLINE void low_codes_of(Words bytes, Words (&codes)[SLOTS / 2]) {
-  if constexpr (SLOTS == 4) {
-    codes[0] = low_nibbles(bytes), codes[1] = high_nibbles(bytes);
-  } else {
-    codes[0] = above_128(bytes);
+#endif
+  INLINE void widen(const Scales &from, int64_t first, int64_t count, float *to) {  // which has room for whole vectors
+    const uint16_t *values = from.values + first;
+    int64_t i = 0;
+#if defined(__AVX512F__)
+    for (; i < count; i += 16) store(to + i, widen(from, first + i, std::min<int64_t>(16, count - i)));
+#elif defined(__AVX2__)
+    for (; i + 8 <= count; i += 8) {
+      const __m128i bits = eight_halves(values + i);
+      _mm256_storeu_ps(to + i, from.bf16 ? shifted_up(bits) : _mm256_cvtph_ps(bits));
+    }
+#endif
+    for (; i < count; ++i) to[i] = from.bf16 ? widened(values[i]) : from_half(values[i]);
   }
-}
-
-template <int SLOTS>
-INLINE Lanes by_lane(const float *scale) {
-  if constexpr (SLOTS == 4) return fours(scale);
-  return eights(scale);
-}
+};
 
 #if defined(__AVX512F__)
 // Sixteen scales, one for every 32 of at most 512 columns, from the value `first` on.
@@ -56,30 +40,45 @@ INLINE Lanes spread(const Scales &from, int64_t first, int64_t columns, int64_t 
   const int shift = __builtin_ctzll(group / PAIR);
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i index = _mm512_srl_epi32(lane, _mm_cvtsi32_si128(shift));
-  const int64_t n = ((pairs - 1) >> shift) + 1;
-  const __m256i bits = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(0xffffu >> (16 - n)), from.values + first);
-  const __m512 wide =
-      from.bf16 ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)) : _mm512_cvtph_ps(bits);
-  return {_mm512_permutexvar_ps(index, wide)};
+  return {_mm512_permutexvar_ps(index, Scales::widen(from, first, ((pairs - 1) >> shift) + 1).v)};
 }
 #endif
 
-// A chunk's scales in fp32, one for every 32 columns; a vector may reach past its end.
-struct Spread {
-  float values[CHUNK / PAIR + 16] = {};
+struct Grouped {  // q [N, K / 2] of int4 or [N, K] of int8; offset may be null: -8 scale of int4
+  const uint8_t *q;
+  Scales scale, offset;
+  int64_t N, K, group;
+};
 
-  void read(const Scales &from, int64_t first, int64_t columns, int64_t group) {
-    const int64_t pairs = columns / PAIR;
-#if defined(__AVX512F__)
-    for (int64_t i = 0; i < pairs; i += 16)
-      store(values + i, spread(from, first + i * PAIR / group, columns - i * PAIR, group));
-#else
-    const int64_t each = group / PAIR;
-    for (int64_t i = 0; i < pairs; i += each) {
-      const float value = from.at(first + i / each);
-      for (int64_t j = i; j < std::min(i + each, pairs); ++j) values[j] = value;
+// The codes of 32 columns of sixteen rows as bytes, four columns a vector.
+template <int SLOTS>
+VECTORS void unpack(const uint8_t *rows, int64_t stride, Words (&codes)[FOURS]) {
+  Words now[4];
+  turn(rows, stride, now);
+  if constexpr (SLOTS == 4) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) codes[i] = low_nibbles(now[i]), codes[i + 4] = high_nibbles(now[i]);
+  } else {
+    Words more[4];
+    turn(rows + 16, stride, more);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) codes[i] = above_128(now[i]), codes[i + 4] = above_128(more[i]);
+  }
+}
+
+// The scales of sixteen rows for some columns, in fp32: [group][row].
+struct BandScales {
+  static constexpr int64_t MOST = CHUNK / PAIR;
+  alignas(64) float values[MOST * BAND];
+
+  void read(const Scales &from, int64_t first, int64_t stride, int64_t groups) {
+    alignas(64) float wide[BAND][MOST];
+    for (int r = 0; r < BAND; ++r) Scales::widen(from, first + r * stride, groups, wide[r]);
+    for (int64_t i = 0; i < groups; i += 4) {
+      Words turned[4];
+      turn(reinterpret_cast<const uint8_t *>(wide[0] + i), sizeof wide[0], turned);
+      for (int k = 0; k < 4; ++k) store(values + (i + k) * BAND, turned[k]);
     }
-#endif
   }
 };
 

@@ -1,56 +1,118 @@
 // y = x W^T for a matrix stored as int4 or int8, without unpacking it: whole numbers times codes (rounded.h). The
-// references are the ops in adapters/formats/. The number of rows of x and the threads change nothing in what is rounded.
+// references are the ops in adapters/formats/. Bands of W stand in the lanes of vectors (turned.h), are read once from
+// memory and multiplied by all rows of x. The number of rows of x and the threads change nothing in what is rounded.
 
-#include "codes_few.h"
+#include "codes.h"
 #if defined(__AVX512VNNI__)
 #include "codes_panel.h"
-#else
-#include "codes_many.h"
 #endif
 
 namespace {
 
-constexpr int64_t FEW_CODES = 16;  // rows of x; with more it pays to turn W round
+#if defined(__AVX512F__)
+constexpr int MEET = 8;  // rows of x that a vector of codes meets while it is in a register
+#elif defined(__AVX2__)
+constexpr int MEET = 4;
+#else
+constexpr int MEET = 2;
+#endif
+constexpr int64_t AT_ONCE = 128;  // rows of x that stay in the cache meanwhile
 #if defined(__AVX512VNNI__)
-constexpr int64_t AT_ONCE = FEW_CODES;
+constexpr int64_t FEW = 16;  // rows of x; with more it pays to keep what was turned round
 #endif
 
-template <bool SHIFT, int SLOTS, bool WIDE>
-void multiply_rounded(const Grouped &A, const Rounded<SLOTS, WIDE> *x, int64_t stride, const Result &y, int64_t M,
-                      int64_t threads) {
-#if !defined(__AVX512VNNI__)
-  if (M > FEW_CODES)
-    return share((A.N + BAND - 1) / BAND, threads, [&](int64_t job) {
-      many<SHIFT>(A, job * BAND, std::min(BAND, A.N - job * BAND), x, stride, y, M);
-    });
-#endif
-  const int64_t step = std::max<int64_t>(1, JOB * SLOTS / (2 * A.K) / 8) * 8;
-  share((A.N + step - 1) / step, threads,
-        [&](int64_t job) { few<SHIFT>(A, job * step, std::min((job + 1) * step, A.N), x, stride, y, M); });
+// Sixteen rows of W from `row` on, of which the last `fresh` are wanted, times M rows of x [pair][stride]: y from its row
+// `first` on.
+template <int M, bool SHIFT, int SLOTS, bool WIDE>
+void band(const Grouped &A, int64_t row, int64_t fresh, const Rounded<SLOTS, WIDE> *x, int64_t stride,
+          const Result &y, int64_t first) {
+  constexpr int64_t BYTES = 2 * PAIR / SLOTS;
+  const int64_t row_bytes = A.K * 2 / SLOTS, row_groups = A.K / A.group;
+  const int by_group = __builtin_ctzll(A.group / PAIR);
+  const uint8_t *codes = A.q + row * row_bytes, *next = codes + BAND * row_bytes;
+  Lanes sums[M];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) sums[m] = zero();
+  BandScales scale, shift;
+  for (int64_t from = 0; from < A.K; from += CHUNK) {
+    const int64_t pairs = std::min(CHUNK, A.K - from) / PAIR, groups = ((pairs - 1) >> by_group) + 1;
+    const int64_t at = row * row_groups + from / A.group;
+    scale.read(A.scale, at, row_groups, groups);
+    if (SHIFT) {
+      shift.read(A.offset, at, row_groups, groups);
+      // code scale + offset = (code - 8) scale + (offset + 8 scale), which cancels less than the sum of the two
+      for (int64_t i = 0; i < groups * BAND; ++i) shift.values[i] += 8.f * scale.values[i];
+    }
+    for (int64_t i = 0; i < pairs; ++i, codes += BYTES, x += stride) {
+      Words now[FOURS];
+      unpack<SLOTS>(codes, row_bytes, now);
+#pragma GCC unroll 8
+      for (int64_t k = 0; k < BYTES / 4; ++k, next += 64) prefetch(next);
+      const int64_t group = (i >> by_group) * BAND;
+      const Lanes by = load(scale.values + group);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        sums[m] = fma(Rounded<SLOTS, WIDE>::dot(x[m], now), by * all(x[m].unit), sums[m]);
+        if (SHIFT) sums[m] = fma(load(shift.values + group), all(x[m].sum), sums[m]);
+      }
+    }
+  }
+  for (int m = 0; m < M; ++m) {
+    float values[BAND];
+    store(values, sums[m]);
+    Result::set(y, first + m, row + BAND - fresh, fresh, values + BAND - fresh);
+  }
 }
 
+// A matrix of fewer rows with others before them, so that its last is the last of a whole band.
+struct Padded {
+  std::vector<uint8_t> q;
+  std::vector<uint16_t> scale, offset;
+
+  Grouped operator()(const Grouped &A, int64_t row_bytes) {
+    const auto behind = [&](auto &space, const auto *values, int64_t width) {
+      space.assign(BAND * width, 0);
+      std::copy(values, values + A.N * width, space.end() - A.N * width);
+      return space.data() + (BAND - A.N) * width;
+    };
+    Grouped to = A;
+    to.q = behind(q, A.q, row_bytes), to.scale.values = behind(scale, A.scale.values, A.K / A.group);
+    if (A.offset.values) to.offset.values = behind(offset, A.offset.values, A.K / A.group);
+    return to;
+  }
+};
+
 template <int SLOTS, bool WIDE>
-void multiply(const Grouped &A, const void *given, Result y, int64_t M, int64_t threads) {
+void multiply(const Grouped &stored, const void *given, Result y, int64_t M, int64_t threads) {
 #if defined(__AVX512VNNI__)
-  if (M > FEW_CODES) return multiply_panels<SLOTS, WIDE>(A, given, y, M, threads);
+  if (M > FEW) return multiply_panels<SLOTS, WIDE>(stored, given, y, M, threads);
 #endif
-  constexpr int64_t STEP = Rounded<SLOTS, WIDE>::COLUMNS;
-  const int64_t stride = (A.K + STEP - 1) / STEP;
+  const int64_t row_bytes = stored.K * 2 / SLOTS;
+  Padded padded;
+  const Grouped A = stored.N < BAND ? padded(stored, row_bytes) : stored;
+  const int64_t pairs = A.K / PAIR, most = std::min(M, AT_ONCE);
   static thread_local std::vector<Rounded<SLOTS, WIDE>> space;
-  const int64_t most = std::min(M, AT_ONCE);
-  if (static_cast<int64_t>(space.size()) < most * stride) space.resize(most * stride);
+  if (static_cast<int64_t>(space.size()) < most * pairs) space.resize(most * pairs);
   Rounded<SLOTS, WIDE> *rounded = space.data();
+  const int64_t size = y.bf16 ? 2 : 4, step = std::max<int64_t>(1, JOB / row_bytes / BAND) * BAND;
   for (int64_t from = 0; from < M; from += most) {
     const int64_t rows = std::min(most, M - from);
-    const float *x = widened_rows(static_cast<const char *>(given) + from * A.K * (y.bf16 ? 2 : 4), rows * A.K, y.bf16);
-    share(rows, rows > FEW_CODES ? threads : 1, [&](int64_t m) {
-      for (int64_t i = 0; i < stride; ++i) rounded[m * stride + i].fill(x + m * A.K + i * STEP, A.K - i * STEP);
+    const float *x = widened_rows(static_cast<const char *>(given) + from * A.K * size, rows * A.K, y.bf16);
+    share_rows(pairs, rows * A.K < THREADED / 8 ? 1 : threads, [&](int64_t pair) {
+      for (int64_t m = 0; m < rows; ++m) rounded[pair * rows + m].fill(x + m * A.K + pair * PAIR);
     });
-    const Result to{static_cast<char *>(y.y) + from * y.N * (y.bf16 ? 2 : 4), y.N, y.bf16};
-    if (SLOTS == 4 && A.offset.values)
-      multiply_rounded<SLOTS == 4>(A, rounded, stride, to, rows, threads);
-    else
-      multiply_rounded<false>(A, rounded, stride, to, rows, threads);
+    const Result to{static_cast<char *>(y.y) + from * y.N * size, y.N, y.bf16};
+    share((A.N + step - 1) / step, threads, [&](int64_t job) {
+      for (int64_t row = job * step, end = std::min(row + step, A.N); row < end; row += BAND) {
+        const int64_t fresh = std::min<int64_t>(BAND, A.N - row);
+        tiles<MEET>(rows, [&](auto size, int64_t m) {
+          if (SLOTS == 4 && A.offset.values)
+            band<size, SLOTS == 4>(A, row + fresh - BAND, fresh, rounded + m, rows, to, m);
+          else
+            band<size, false>(A, row + fresh - BAND, fresh, rounded + m, rows, to, m);
+        });
+      }
+    });
   }
 }
 

@@ -1,9 +1,9 @@
 // Activations as whole numbers, for the products of int4 and int8 weights.
 //
-// 32 neighbouring columns become multiples of a common unit. Of fp32 (WIDE) the largest is nearly 2^23 units (int8: 2^22),
-// which keeps what fp32 would keep of it: a word of 16 bits and a signed byte below it. Of bf16 it is 32639 units, one word: an error of
-// 2^-16 of the largest, where bf16 itself has 2^-9. Codes times whole numbers are summed exactly, so only adding the
-// groups of a row rounds again; for any number of rows and on every instruction set the numbers are the same.
+// 32 neighbouring columns become multiples of a common unit. Of fp32 (WIDE) the largest is nearly 2^23 units (int8:
+// 2^22), which keeps what fp32 would keep of it: three signed bytes. Of bf16 it is 32639 units, two bytes: an error of
+// 2^-16 of the largest, where bf16 itself has 2^-9. Codes times whole numbers are summed exactly over the 32 columns;
+// only adding those sums rounds again, in the order of the columns. So a row's result is the same beside any others.
 #pragma once
 
 #include <cmath>
@@ -12,7 +12,8 @@
 
 namespace {
 
-constexpr int64_t PAIR = 32;  // columns that share a unit
+constexpr int64_t PAIR = 32;     // columns that share a unit
+constexpr int FOURS = PAIR / 4;  // vectors of four columns of sixteen rows
 
 struct Step {
   float unit, by;  // `by` is 1 / unit; where not all is finite NaN and 0
@@ -24,42 +25,20 @@ INLINE Step step_of(float largest, bool finite) {
   return finite ? Step{step, 1.f / step} : Step{__builtin_nanf(""), 0.f};
 }
 
-// The columns of one 64-byte vector of codes. SLOTS 4: int4, 128 columns; 2: int8, 64 columns. Slot s holds what the s-th
-// code of each 16-bit word is multiplied by, `low` what the codes of each byte are; the lanes of 32 columns stand together.
+// The activations of 32 columns. SLOTS 4: for int4, 2: for int8.
 template <int SLOTS, bool WIDE>
 struct Rounded {
-  static constexpr int64_t COLUMNS = 32 * SLOTS, PAIRS = SLOTS, LANES_OF = 16 / PAIRS;
-  static constexpr int32_t ZERO = SLOTS == 4 ? 8 : 0, LOW_ZERO = SLOTS == 4 ? 8 : 128;  // the codes that stand for 0
-  alignas(64) int16_t words[SLOTS][32];
-  alignas(64) int8_t low[WIDE ? SLOTS / 2 : 1][64];
-  alignas(64) float unit[16];               // of each lane
-  alignas(64) float sum[16];                // of a lane's activations
-  alignas(64) int32_t start[16];             // what the codes that stand for 0 add to a lane, negative
-  int32_t starts[PAIRS], low_starts[PAIRS];  // the same for 32 columns, of words and of low bytes
+  static constexpr int32_t ZERO = SLOTS == 4 ? 8 : 128;  // the code that stands for 0; int8 plus 128
+#if defined(__AVX512VNNI__)
+  static constexpr int DIGITS = WIDE ? 3 : 2;
+  int8_t digits[DIGITS][PAIR];  // the lowest first
+#else
+  int16_t words[WIDE ? 2 : 1][2][PAIR / 2];  // without the last eight bits, those; even columns, odd columns
+#endif
+  float unit, sum;     // sum: of the 32 activations
+  int32_t high, low;  // of the whole numbers without their last eight bits, of those; not WIDE: high is of all
 
-  void fill(const float *x, int64_t columns) {
-    if (columns < COLUMNS) std::memset(this, 0, sizeof *this);
-    for (int pair = 0; pair < PAIRS && PAIR * pair < columns; ++pair) fill_pair(pair, x + PAIR * pair);
-    const int16_t one[2] = {1, 1};
-    Ints totals = same(0), lows = same(0);
-    for (int s = 0; s < SLOTS; ++s) totals = add_products(totals, ::words(words[s]), ::pairs(one));
-    const int32_t ones = 0x01010101;
-    for (int s = 0; WIDE && s < SLOTS / 2; ++s) lows = add_byte_products(lows, ::pairs(&ones), ::words(low[s]));
-    int32_t total[16], rest[16];
-    store(total, totals), store(rest, lows);
-    for (int i = 0; i < 16; ++i) {
-      sum[i] = static_cast<float>(WIDE ? 256 * total[i] + rest[i] : total[i]) * unit[i];
-      start[i] = WIDE ? -256 * ZERO * total[i] - LOW_ZERO * rest[i] : -ZERO * total[i];
-    }
-    for (int pair = 0; pair < PAIRS; ++pair) {
-      starts[pair] = low_starts[pair] = 0;
-      for (int i = LANES_OF * pair; i < LANES_OF * (pair + 1); ++i)
-        starts[pair] -= ZERO * total[i], low_starts[pair] -= LOW_ZERO * rest[i];
-    }
-  }
-
- private:
-  void fill_pair(int pair, const float *x) {
+  void fill(const float *x) {
     float largest = 0.f, off = 0.f;
 #pragma omp simd reduction(max : largest) reduction(+ : off)
     for (int i = 0; i < PAIR; ++i) {
@@ -68,16 +47,48 @@ struct Rounded {
       off += x[i] * 0.f;  // not 0 if one is not finite
     }
     const Step step = step_of<SLOTS, WIDE>(largest, off == 0.f);
-    for (int half = 0; half < 2; ++half) {  // int4: each sixteen columns have slots of their own
-      const int slot = SLOTS == 4 ? half : 0, word = SLOTS == 4 ? 8 * pair : 16 * pair + 8 * half;
-      Ints whole = rounded(x + 16 * half, step.by);
-      if (WIDE) {
-        low_bytes(whole, SLOTS == 4 ? low[WIDE ? half : 0] + 16 * pair : low[0] + 32 * pair + 16 * half);
-        whole = high_part(whole);
-      }
-      store_apart(whole, words[slot] + word, words[slot + SLOTS / 2] + word);
+    high = low = 0;
+    for (int half = 0; half < 2; ++half) {
+      const Ints all = rounded(x + 16 * half, step.by), above = WIDE ? high_part(all) : all;
+#if defined(__AVX512VNNI__)
+      store_bytes(all, digits[0] + 16 * half);
+      store_bytes(high_part(all), digits[1] + 16 * half);
+      if (WIDE) store_bytes(high_part(high_part(all)), digits[DIGITS - 1] + 16 * half);
+#else
+      store_apart(above, words[0][0] + 8 * half, words[0][1] + 8 * half);
+      if (WIDE) store_apart(low_part(all), words[WIDE][0] + 8 * half, words[WIDE][1] + 8 * half);
+#endif
+      high += total(above);
+      if (WIDE) low += total(low_part(all));
     }
-    for (int lane = 0; lane < LANES_OF; ++lane) unit[LANES_OF * pair + lane] = step.unit;
+    unit = step.unit;
+    sum = static_cast<float>(WIDE ? 256 * high + low : high) * unit;
+  }
+
+  // The products of sixteen rows' codes, four columns a vector, with the whole numbers.
+  VECTORS Lanes dot(const Rounded &x, const Words (&codes)[FOURS]) {
+    Ints high = same(-ZERO * x.high), low = same(-ZERO * x.low);
+#if defined(__AVX512VNNI__)
+    Ints highest = same(0);
+    if (!WIDE) low = high;
+#pragma GCC unroll 8
+    for (int i = 0; i < FOURS; ++i) {
+      low = add_byte_products(low, codes[i], fours(x.digits[0] + 4 * i));
+      if (WIDE) high = add_byte_products(high, codes[i], fours(x.digits[1] + 4 * i));
+      highest = add_byte_products(highest, codes[i], fours(x.digits[DIGITS - 1] + 4 * i));
+    }
+    high = above(highest, WIDE ? high : low);
+#else
+#pragma GCC unroll 8
+    for (int i = 0; i < FOURS; ++i) {
+      const Words even = even_bytes(codes[i]), odd = odd_bytes(codes[i]);
+      high = add_products(high, even, fours(x.words[0][0] + 2 * i));
+      high = add_products(high, odd, fours(x.words[0][1] + 2 * i));
+      if (WIDE) low = add_products(low, even, fours(x.words[WIDE][0] + 2 * i));
+      if (WIDE) low = add_products(low, odd, fours(x.words[WIDE][1] + 2 * i));
+    }
+#endif
+    return WIDE ? fma(to_float(high), all(256.f), to_float(low)) : to_float(high);
   }
 };
 

@@ -1,8 +1,14 @@
-// Sixteen whole numbers of 32 bits as one value, and thirty-two of 16, on every instruction set.
+// Sixteen whole numbers of 32 bits as one value, and thirty-two of 16 or sixty-four bytes, on every instruction set.
 #pragma once
 
 #include "lanes.h"
 #include "words_plain.h"
+
+#if defined(__AVX2__)
+#define VECTORS INLINE
+#else
+#define VECTORS static __attribute__((noinline))  // many instructions
+#endif
 
 namespace {
 
@@ -15,38 +21,29 @@ struct Words {
   __m512i v;
 };
 INLINE Ints same(int32_t value) { return {_mm512_set1_epi32(value)}; }
-INLINE Ints load(const int32_t *p) { return {_mm512_loadu_si512(p)}; }
 INLINE Words words(const void *p) { return {_mm512_loadu_si512(p)}; }
-INLINE Words pairs(const void *two) {  // two words, sixteen times
-  int32_t both;
-  std::memcpy(&both, two, 4);
-  return {_mm512_set1_epi32(both)};
+INLINE void store(void *p, Words a) { _mm512_storeu_si512(p, a.v); }
+INLINE Words fours(const void *four) {  // four bytes, sixteen times
+  int32_t all;
+  std::memcpy(&all, four, 4);
+  return {_mm512_set1_epi32(all)};
 }
 INLINE Lanes to_float(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
-INLINE Ints add_products(Ints sums, Words a, Words b) {  // lane i += a[2i] b[2i] + a[2i + 1] b[2i + 1]
-#if defined(__AVX512VNNI__)
-  return {_mm512_dpwssd_epi32(sums.v, a.v, b.v)};
-#else
+// 256 high + low
+INLINE Ints above(Ints high, Ints low) { return {_mm512_add_epi32(_mm512_slli_epi32(high.v, 8), low.v)}; }
+INLINE Words low_nibbles(Words a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
+INLINE Words high_nibbles(Words a) { return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))}; }
+INLINE Words above_128(Words a) { return {_mm512_xor_si512(a.v, _mm512_set1_epi8(-128))}; }
+INLINE Words even_bytes(Words a) { return {_mm512_and_si512(a.v, _mm512_set1_epi16(255))}; }  // as words of 16 bits
+INLINE Words odd_bytes(Words a) { return {_mm512_srli_epi16(a.v, 8)}; }
+INLINE Ints add_products(Ints sums, Words a, Words b) {  // of words: lane i += a[2i] b[2i] + a[2i + 1] b[2i + 1]
   return {_mm512_add_epi32(sums.v, _mm512_madd_epi16(a.v, b.v))};
+}
+#if defined(__AVX512VNNI__)
+INLINE Ints add_byte_products(Ints sums, Words a, Words b) {  // lane i += the four bytes i of a, 0..255, times those of b
+  return {_mm512_dpbusd_epi32(sums.v, a.v, b.v)};
+}
 #endif
-}
-template <int SHIFT>
-INLINE Words nibble(Words a) {  // bits SHIFT .. SHIFT + 3 of every word
-  if (SHIFT == 12) return {_mm512_srli_epi16(a.v, 12)};
-  return {_mm512_and_si512(SHIFT ? _mm512_srli_epi16(a.v, SHIFT) : a.v, _mm512_set1_epi16(15))};
-}
-INLINE Words low_byte(Words a) { return {_mm512_srai_epi16(_mm512_slli_epi16(a.v, 8), 8)}; }
-INLINE Words high_byte(Words a) { return {_mm512_srai_epi16(a.v, 8)}; }
-INLINE Lanes fours(const float *p) {  // p[0] four times, p[1] four times, ...
-  const __m512i index = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-  return {_mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(p)), index)};
-}
-INLINE Lanes eights(const float *p) {  // p[0] eight times, p[1] eight times
-  double both;
-  std::memcpy(&both, p, 8);
-  const __m512i index = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-  return {_mm512_permutevar_ps(_mm512_castpd_ps(_mm512_set1_pd(both)), index)};
-}
 
 INLINE Ints rounded(const float *x, float by) {  // sixteen floats times `by`, to the nearest
   return {_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x), _mm512_set1_ps(by)))};
@@ -54,9 +51,9 @@ INLINE Ints rounded(const float *x, float by) {  // sixteen floats times `by`, t
 INLINE Ints high_part(Ints a) {  // without the last eight bits, to the nearest
   return {_mm512_srai_epi32(_mm512_add_epi32(a.v, _mm512_set1_epi32(128)), 8)};
 }
-// 256 high + low
-INLINE Ints above(Ints high, Ints low) { return {_mm512_add_epi32(_mm512_slli_epi32(high.v, 8), low.v)}; }
-INLINE void low_bytes(Ints a, int8_t *to) {
+INLINE Ints low_part(Ints a) { return {_mm512_srai_epi32(_mm512_slli_epi32(a.v, 24), 24)}; }  // the last eight, signed
+INLINE int32_t total(Ints a) { return _mm512_reduce_add_epi32(a.v); }
+INLINE void store_bytes(Ints a, int8_t *to) {
   _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm512_cvtepi32_epi8(a.v));
 }
 INLINE void store_apart(Ints a, int16_t *even, int16_t *odd) {  // as words
@@ -65,12 +62,6 @@ INLINE void store_apart(Ints a, int16_t *even, int16_t *odd) {  // as words
   _mm_storeu_si128(reinterpret_cast<__m128i *>(even), _mm256_castsi256_si128(apart));
   _mm_storeu_si128(reinterpret_cast<__m128i *>(odd), _mm256_extracti128_si256(apart, 1));
 }
-INLINE Words low_nibbles(Words a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
-INLINE Words high_nibbles(Words a) { return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))}; }
-INLINE Words above_128(Words a) { return {_mm512_xor_si512(a.v, _mm512_set1_epi8(-128))}; }
-INLINE Words bytes_as_words(Words a) { return {_mm512_and_si512(a.v, _mm512_set1_epi16(255))}; }
-INLINE Words upper_as_words(Words a) { return {_mm512_srli_epi16(a.v, 8)}; }
-INLINE void store(int32_t *p, Ints a) { _mm512_storeu_si512(p, a.v); }
 
 #elif defined(__AVX2__)
 
@@ -82,28 +73,35 @@ struct Words {
 };
 INLINE __m256i half(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
 INLINE Ints same(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
-INLINE Ints load(const int32_t *p) { return {half(p), half(p + 8)}; }
 INLINE Words words(const void *p) { return {half(p), half(static_cast<const char *>(p) + 32)}; }
-INLINE Words pairs(const void *two) {
-  int32_t both;
-  std::memcpy(&both, two, 4);
-  return {_mm256_set1_epi32(both), _mm256_set1_epi32(both)};
+INLINE void store(void *p, Words x) {
+  _mm256_storeu_si256(static_cast<__m256i *>(p), x.a);
+  _mm256_storeu_si256(static_cast<__m256i *>(p) + 1, x.b);
+}
+INLINE Words fours(const void *four) {
+  int32_t all;
+  std::memcpy(&all, four, 4);
+  return {_mm256_set1_epi32(all), _mm256_set1_epi32(all)};
 }
 INLINE Lanes to_float(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+INLINE Words low_nibbles(Words x) {
+  const __m256i low = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low)};
+}
+INLINE Words high_nibbles(Words x) { return low_nibbles({_mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)}); }
+INLINE Words above_128(Words x) {
+  const __m256i top = _mm256_set1_epi8(-128);
+  return {_mm256_xor_si256(x.a, top), _mm256_xor_si256(x.b, top)};
+}
+INLINE Words even_bytes(Words x) {
+  const __m256i low = _mm256_set1_epi16(255);
+  return {_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low)};
+}
+INLINE Words odd_bytes(Words x) { return {_mm256_srli_epi16(x.a, 8), _mm256_srli_epi16(x.b, 8)}; }
 INLINE Ints add_products(Ints sums, Words x, Words y) {
   return {_mm256_add_epi32(sums.a, _mm256_madd_epi16(x.a, y.a)),
           _mm256_add_epi32(sums.b, _mm256_madd_epi16(x.b, y.b))};
 }
-template <int SHIFT>
-INLINE Words nibble(Words x) {
-  const __m256i low = _mm256_set1_epi16(15);
-  return {_mm256_and_si256(_mm256_srli_epi16(x.a, SHIFT), low), _mm256_and_si256(_mm256_srli_epi16(x.b, SHIFT), low)};
-}
-INLINE Words high_byte(Words x) { return {_mm256_srai_epi16(x.a, 8), _mm256_srai_epi16(x.b, 8)}; }
-INLINE Words low_byte(Words x) { return high_byte({_mm256_slli_epi16(x.a, 8), _mm256_slli_epi16(x.b, 8)}); }
-INLINE __m256 two_of(float a, float b) { return _mm256_set_m128(_mm_set1_ps(b), _mm_set1_ps(a)); }
-INLINE Lanes fours(const float *p) { return {two_of(p[0], p[1]), two_of(p[2], p[3])}; }
-INLINE Lanes eights(const float *p) { return {_mm256_set1_ps(p[0]), _mm256_set1_ps(p[1])}; }
 
 INLINE Ints rounded(const float *x, float by) {
   const __m256 unit = _mm256_set1_ps(by);
@@ -114,15 +112,13 @@ INLINE Ints high_part(Ints x) {
   const __m256i half = _mm256_set1_epi32(128);
   return {_mm256_srai_epi32(_mm256_add_epi32(x.a, half), 8), _mm256_srai_epi32(_mm256_add_epi32(x.b, half), 8)};
 }
-INLINE Ints above(Ints high, Ints low) {
-  return {_mm256_add_epi32(_mm256_slli_epi32(high.a, 8), low.a), _mm256_add_epi32(_mm256_slli_epi32(high.b, 8), low.b)};
+INLINE Ints low_part(Ints x) {
+  return {_mm256_srai_epi32(_mm256_slli_epi32(x.a, 24), 24), _mm256_srai_epi32(_mm256_slli_epi32(x.b, 24), 24)};
 }
-INLINE void low_bytes(Ints x, int8_t *to) {
-  const __m256i low = _mm256_set1_epi32(255);
-  const __m256i all = _mm256_packus_epi32(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low));
-  const __m256i order = _mm256_permute4x64_epi64(all, 0xd8);
-  _mm_storeu_si128(reinterpret_cast<__m128i *>(to),
-                   _mm_packus_epi16(_mm256_castsi256_si128(order), _mm256_extracti128_si256(order, 1)));
+INLINE int32_t total(Ints x) {
+  alignas(32) int32_t eight[8];
+  _mm256_store_si256(reinterpret_cast<__m256i *>(eight), _mm256_add_epi32(x.a, x.b));
+  return ((eight[0] + eight[1]) + (eight[2] + eight[3])) + ((eight[4] + eight[5]) + (eight[6] + eight[7]));
 }
 INLINE void store_apart(Ints x, int16_t *even, int16_t *odd) {
   const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
@@ -131,35 +127,7 @@ INLINE void store_apart(Ints x, int16_t *even, int16_t *odd) {
   _mm_storeu_si128(reinterpret_cast<__m128i *>(even), _mm256_castsi256_si128(apart));
   _mm_storeu_si128(reinterpret_cast<__m128i *>(odd), _mm256_extracti128_si256(apart, 1));
 }
-INLINE Words low_nibbles(Words x) {
-  const __m256i low = _mm256_set1_epi8(15);
-  return {_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low)};
-}
-INLINE Words high_nibbles(Words x) { return low_nibbles({_mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)}); }
-INLINE Words above_128(Words x) {
-  const __m256i top = _mm256_set1_epi8(-128);
-  return {_mm256_xor_si256(x.a, top), _mm256_xor_si256(x.b, top)};
-}
-INLINE Words bytes_as_words(Words x) {
-  const __m256i low = _mm256_set1_epi16(255);
-  return {_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low)};
-}
-INLINE Words upper_as_words(Words x) { return {_mm256_srli_epi16(x.a, 8), _mm256_srli_epi16(x.b, 8)}; }
-INLINE void store(int32_t *p, Ints x) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), x.a);
-  _mm256_storeu_si256(reinterpret_cast<__m256i *>(p + 8), x.b);
-}
 
 #endif
-
-// lane i += the four bytes i of a, 0..255, times those of b, -128..127
-INLINE Ints add_byte_products(Ints sums, Words a, Words b) {
-#if defined(__AVX512VNNI__)
-  return {_mm512_dpbusd_epi32(sums.v, a.v, b.v)};
-#else
-  sums = add_products(sums, bytes_as_words(a), low_byte(b));
-  return add_products(sums, upper_as_words(a), high_byte(b));
-#endif
-}
 
 }  // namespace

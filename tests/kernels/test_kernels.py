@@ -504,6 +504,19 @@ def test_activations_are_the_same_numbers_for_any_rows_and_instructions(dtype: t
                 assert torch.equal(got, whole), (variant, rows)
 
 
+@pytest.mark.parametrize("op", ["int4_linear", "int8_linear"])
+@torch.no_grad()
+def test_a_product_is_the_same_for_any_rows(op: str) -> None:
+    for out, columns in ((21, 2208), (5, 96)):  # bands of W that are not whole, more columns than a chunk
+        x, *weights = SAMPLES[op].make(33, out, columns, 32)
+        for kernel in _kernels(op):
+            for variant in _variants(kernel):
+                (whole,) = _run(kernel, variant, (x, *weights))
+                for rows in (1, 2, 7, 16):
+                    got = torch.cat([_run(kernel, variant, (some, *weights))[0] for some in x.split(rows)])
+                    assert torch.equal(got, whole), (variant, rows)
+
+
 def test_every_kernel_has_samples_and_an_op() -> None:
     assert {kernel.op for kernel in KERNELS} <= set(SAMPLES), "add the new kernel's inputs to SAMPLES"
     assert set(ops._kernels) <= set(ops.registered()), "a kernel names an op that does not exist"
