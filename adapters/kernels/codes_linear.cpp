@@ -21,11 +21,11 @@ constexpr int64_t AT_ONCE = 128;  // rows of x that stay in the cache meanwhile
 constexpr int64_t FEW = 16;  // rows of x; with more it pays to keep what was turned round
 #endif
 
-// Sixteen rows of W from `row` on, of which the last `fresh` are wanted, times M rows of x [pair][stride]: y from its row
+// Sixteen rows of W from `row` on, of which the last `fresh` are wanted, times M rows of x [pair][M]: y from the row
 // `first` on.
 template <int M, bool SHIFT, int SLOTS, bool WIDE>
-void band(const Grouped &A, int64_t row, int64_t fresh, const Rounded<SLOTS, WIDE> *x, int64_t stride,
-          const Result &y, int64_t first) {
+void band(const Grouped &A, int64_t row, int64_t fresh, const Rounded<SLOTS, WIDE> *x, const Result &y,
+          int64_t first) {
   constexpr int64_t BYTES = 2 * PAIR / SLOTS;
   const int64_t row_bytes = A.K * 2 / SLOTS, row_groups = A.K / A.group;
   const int by_group = __builtin_ctzll(A.group / PAIR);
@@ -43,7 +43,7 @@ void band(const Grouped &A, int64_t row, int64_t fresh, const Rounded<SLOTS, WID
       // code scale + offset = (code - 8) scale + (offset + 8 scale), which cancels less than the sum of the two
       for (int64_t i = 0; i < groups * BAND; ++i) shift.values[i] += 8.f * scale.values[i];
     }
-    for (int64_t i = 0; i < pairs; ++i, codes += BYTES, x += stride) {
+    for (int64_t i = 0; i < pairs; ++i, codes += BYTES, x += M) {
       Words now[FOURS];
       unpack<SLOTS>(codes, row_bytes, now);
 #pragma GCC unroll 8
@@ -99,7 +99,10 @@ void multiply(const Grouped &stored, const void *given, Result y, int64_t M, int
     const int64_t rows = std::min(most, M - from);
     const float *x = widened_rows(static_cast<const char *>(given) + from * A.K * size, rows * A.K, y.bf16);
     share_rows(pairs, rows * A.K < THREADED / 8 ? 1 : threads, [&](int64_t pair) {
-      for (int64_t m = 0; m < rows; ++m) rounded[pair * rows + m].fill(x + m * A.K + pair * PAIR);
+      tiles<TILE>(rows, [&](int64_t size, int64_t first) {
+        for (int64_t m = 0; m < size; ++m)
+          rounded[first * pairs + pair * size + m].fill(x + (first + m) * A.K + pair * PAIR);
+      });
     });
     const Result to{static_cast<char *>(y.y) + from * y.N * size, y.N, y.bf16};
     share((A.N + step - 1) / step, threads, [&](int64_t job) {
@@ -107,9 +110,9 @@ void multiply(const Grouped &stored, const void *given, Result y, int64_t M, int
         const int64_t fresh = std::min<int64_t>(BAND, A.N - row);
         tiles<MEET>(rows, [&](auto size, int64_t m) {
           if (SLOTS == 4 && A.offset.values)
-            band<size, SLOTS == 4>(A, row + fresh - BAND, fresh, rounded + m, rows, to, m);
+            band<size, SLOTS == 4>(A, row + fresh - BAND, fresh, rounded + m * pairs, to, m);
           else
-            band<size, false>(A, row + fresh - BAND, fresh, rounded + m, rows, to, m);
+            band<size, false>(A, row + fresh - BAND, fresh, rounded + m * pairs, to, m);
         });
       }
     });
