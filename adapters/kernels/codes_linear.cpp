@@ -99,7 +99,7 @@ void multiply(const Grouped &stored, const void *given, Result y, int64_t M, int
     const int64_t rows = std::min(most, M - from);
     const float *x = widened_rows(static_cast<const char *>(given) + from * A.K * size, rows * A.K, y.bf16);
     share_rows(pairs, rows * A.K < THREADED / 8 ? 1 : threads, [&](int64_t pair) {
-      tiles<TILE>(rows, [&](int64_t size, int64_t first) {
+      tiles<MEET>(rows, [&](int64_t size, int64_t first) {
         for (int64_t m = 0; m < size; ++m)
           rounded[first * pairs + pair * size + m].fill(x + (first + m) * A.K + pair * PAIR);
       });
