@@ -37,7 +37,9 @@ class Costs:
         """One forward over so many tokens; nothing is known before the first plain one. What is far off counts for
         less: the machine has other work too."""
         if tokens == 1:
-            self._plain += (0.1 * (min(seconds, 2 * self._plain) - self._plain)) if self._plain else seconds
+            self._plain += 0.1 * (min(seconds, 2 * self._plain) - self._plain) if self._plain else seconds
+            if self._line:
+                return
         elif self._plain:
             times = seconds / self._plain
             known, count = self._seen.get(tokens, (times, 0))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fluvial.engine.cache.cache import StateCache
 from fluvial.engine.cache.config import Cache
-from fluvial.engine.draft import Context, Draft, Proposal, Seen
+from fluvial.engine.draft import Context, Draft, Packed, Proposal, Seen
 from fluvial.engine.drafts import _model, drafting
 from fluvial.engine.events import Done
 from fluvial.engine.matrix import ARCHITECTURES, FEATURES, refusal
@@ -116,6 +116,12 @@ class Told:
 
     def observe(self, seen: Seen) -> Told:
         return replace(self, inner=self.inner.observe(seen))
+
+    def pack(self) -> Packed:
+        return self.inner.pack()
+
+    def unpack(self, packed: Packed) -> Told:
+        return replace(self, inner=self.inner.unpack(packed))
 
     def propose(self, context: Context, k: int) -> Proposal:
         found, past = self.inner.propose(context, k), list(context.history)
