@@ -81,5 +81,6 @@ class Answer:
             accepted_tokens=self._decoding.accepted,
             cached_tokens=self.prompt.new_cached_tokens,
             cache_misses=self.prompt.new_misses,
+            draft="none" if self.feed.draft is None else self.feed.draft.name,
         )
         return Done(self.text, self.reason, usage)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Usage:
     """Figures of one answer. Seconds are wall time; rates are tokens per second; bytes are what the session holds.
-    `forwards` of the model gave the tokens; `accepted_tokens` of them were guessed, in `drafted_tokens` guesses.
-    `cached_tokens` of the prompt came from the cache; `cache_misses`: why others did not, () without a cache."""
+    `forwards` of the model gave the tokens; `accepted_tokens` of them were guessed, in `drafted_tokens` guesses of
+    `draft`, which makes none where they would not pay. `cached_tokens` of the prompt came from the cache;
+    `cache_misses`: why others did not, () without a cache."""
 
     prompt_tokens: int
     media_tokens: int
@@ -24,6 +25,7 @@ class Usage:
     accepted_tokens: int = 0
     cached_tokens: int = 0
     cache_misses: tuple[str, ...] = ()
+    draft: str = "none"
 
     @property
     def prompt_rate(self) -> float:

@@ -64,7 +64,7 @@ class Run:
             logits = logits.clone()  # a feed must not hold all rows
         draft, route, ids = self.before.draft, self.before.route, [self.ids[i] for i in path]
         if draft is not None:
-            at = list(path)
+            at = slice(len(path)) if isinstance(self.parents, range) else list(path)  # a view where it can be
             draft = draft.observe(Seen(ids, self._x[0, at], self._hidden[0, at], None, route))
         return self.before.behind(replace(self.before, state=state, logits=logits, draft=draft), ids)
 

@@ -54,7 +54,7 @@ def test_a_draft_changes_the_figures_and_not_the_answer(fluvial, tiny):
     command = ("run", tiny, "a b a b", "-n", 40, "--stats", "--draft")
     plain, drafted = (fluvial(*command, name) for name in ("none", "ngram"))
     assert plain.stdout == drafted.stdout and plain.exit_code == drafted.exit_code == 0
-    assert "guesses right" in drafted.stderr and "draft" not in plain.stderr
+    assert "draft ngram: " in drafted.stderr and "draft" not in plain.stderr
     shown = json.loads(fluvial("run", tiny, "a b a b", "-n", 40, "--draft", "ngram", "--json").stdout)
     assert shown["usage"]["forwards"] + shown["usage"]["accepted_tokens"] == 40
     wrong = fluvial("run", tiny, "hello", "--draft", "nothing")

@@ -91,7 +91,11 @@ class Options:
     ] = None
     draft: Annotated[
         str | None,
-        _talk("--draft", metavar="NAME", help="Guess ahead, for speed: ngram, or a smaller model of the same family."),
+        _talk(
+            "--draft",
+            metavar="NAME",
+            help="Guess ahead, for speed: ngram, head, mtp, or a smaller model with the same tokens.",
+        ),
     ] = None
     dtype: Annotated[
         str | None, _talk("--dtype", metavar="NAME", help="Compute in fp32 (the default), bf16, fp16 or fp64.")

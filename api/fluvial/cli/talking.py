@@ -98,10 +98,9 @@ def stream_answer(session: Session, question: str, options: Options, out: Callab
 def figures(usage: Usage) -> str:
     """One line: tokens and speed in and out, what a draft gave, memory."""
     media = f" ({usage.media_tokens:,} of media)" if usage.media_tokens else ""
-    draft = ""
-    if usage.drafted_tokens:
-        right = f"{usage.accepted_tokens:,} of {usage.drafted_tokens:,} guesses right"
-        draft = f" · draft: {right}, {usage.forwards:,} forwards"
+    right = f"{usage.accepted_tokens:,} of {usage.drafted_tokens:,} guesses right, {usage.forwards:,} forwards"
+    guessed = right if usage.drafted_tokens else "no guess was worth its cost"
+    draft = "" if usage.draft == "none" else f" · draft {usage.draft}: {guessed}"
     memory = f"state {size(usage.state_bytes)}" if usage.state_bytes else ""
     tape = f"tape {size(usage.tape_bytes)}" if usage.tape_bytes else ""
     cached = f", {usage.cached_tokens:,} of them cached" if usage.cached_tokens else ""
