@@ -4,18 +4,24 @@ python benchmarks/cache.py --tokens 30000
 
 The long prompt goes through decoders of middle size with random weights (width 256, 4 layers), recurrent, hybrid and
 Transformer: cold, the same again, with another end, and with 100 tokens less in the middle (twice: where chains parted,
-the state was kept). The chat of ten turns, two of them with an image, is the bundled models: by one session and by a
-caller who sends everything again with each turn. Wall times of one run each; bytes are what the cache holds at the end.
+the state was kept). The chat of ten turns, two of them with an image, is the bundled models and a hybrid of both: by
+one session and by a caller who sends everything again with each turn. Wall times of one run each; bytes are what the
+cache holds at the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
+import tempfile
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 import fluvial
 from fluvial.adapters import chips
@@ -25,6 +31,7 @@ from fluvial.engine.feed import Feed
 from fluvial.engine.reading import Piece, read
 from fluvial.models.decoder import BlockConfig, Decoder, DecoderConfig
 
+ROOT = Path(__file__).parents[1]
 D, LAYERS, VOCAB = 256, 4, 4096
 FF = BlockConfig("swiglu", {"d_ff": 768})
 DELTA = BlockConfig("gated_delta", {"heads": 4, "d_k": 64, "d_v": 64})
@@ -108,14 +115,30 @@ def chat(name: str, cache: fluvial.Cache | None, *, stateless: bool) -> tuple[li
     return seconds, answers, engine
 
 
+def hybrid(folder: Path) -> Path:
+    """pebble with the last attention layer of its Transformer sibling; its words mean nothing."""
+    source, other = (ROOT / "models/pebble" / name for name in ("delta", "transformer"))
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("plugins", "draft_head*"))
+    config, its = (json.loads((place / "config.json").read_text()) for place in (source, other))
+    config["text_config"]["blocks"][6:8] = its["text_config"]["blocks"][6:8]
+    (folder / "config.json").write_text(json.dumps(config))
+    last = ("model.blocks.6.", "model.blocks.7.")
+    own, added = (load_file(place / "model.safetensors") for place in (source, other))
+    tensors = {name: t for name, t in own.items() if not name.startswith(last)}
+    save_file(tensors | {name: t for name, t in added.items() if name.startswith(last)}, folder / "model.safetensors")
+    return folder
+
+
 def chats() -> None:
     print(f"\nchat of {TURNS} turns, images in the 1st and 6th: milliseconds to the first token, all turns together")
-    for name in fluvial.bundled():
-        chat(name, None, stateless=False)  # warms up
+    made = tempfile.TemporaryDirectory()
+    models = {name: name for name in fluvial.bundled()} | {"hybrid of both": str(hybrid(Path(made.name) / "hybrid"))}
+    for name, place in models.items():
+        chat(place, None, stateless=False)  # warms up
         rows = {
-            "one session": chat(name, None, stateless=False),
-            "sent again, no cache": chat(name, None, stateless=True),
-            "sent again, cache": chat(name, fluvial.Cache(), stateless=True),
+            "one session": chat(place, None, stateless=False),
+            "sent again, no cache": chat(place, None, stateless=True),
+            "sent again, cache": chat(place, fluvial.Cache(), stateless=True),
         }
         for how, (seconds, answers, engine) in rows.items():
             about = engine.cache.inspect() if engine.cache else {"bytes": 0, "hit_tokens": 0}
@@ -123,6 +146,7 @@ def chats() -> None:
             last = 1e3 * seconds[-1]
             print(f"{name:20} {how:22}{1e3 * sum(seconds):8.0f} ms, the last turn {last:5.0f} ms  {held}", flush=True)
             assert answers == rows["sent again, no cache"][1] or how == "one session"
+    made.cleanup()
 
 
 def main() -> None:
