@@ -124,7 +124,7 @@ def write(
         for key, name, values in placed(modules, source):
             owner, _, leaf = f"{key}.{name}".rpartition(".")
             quantized = leaf == "weight" and owner in formats
-            parts = packed(values, formats[owner], name) if quantized else {leaf: values.float()}
+            parts = packed(values, formats[owner], name, source.release) if quantized else {leaf: values.float()}
             for part, tensor in parts.items():
                 file.seek(8 + len(text) + places[f"{owner}.{part}"])
                 tensor.contiguous().flatten().view(torch.uint8).numpy().tofile(file)

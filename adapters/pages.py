@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 HUGE = 2 << 20
+KEPT = 64 << 20  # bytes of freed memory that may lie about for the next allocation
 COLLAPSE = 25  # MADV_COLLAPSE, Linux 6.1: moves what is there already, at once
 
 
@@ -30,9 +31,12 @@ def gather(tensors: Iterable[Tensor]) -> int:
     return sum(end - start for start, end in _stretches(tensors) if not madvise(start, end - start, COLLAPSE))
 
 
-def trim() -> None:
-    """Gives freed memory back to the system, where the C library keeps it, as glibc does below the newest block."""
-    if sys.platform == "linux" and (malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+def trim(above: int = KEPT) -> None:
+    """Gives freed memory back to the system, where the C library keeps it, as glibc does below the newest block; only
+    if it keeps more than `above` bytes."""
+    if sys.platform != "linux" or (malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is None:
+        return
+    if not above or _kept() > above:
         malloc_trim(0)
 
 
@@ -51,6 +55,21 @@ def release(tensors: Iterable[Tensor], path: Path) -> int:
             if last > first and not madvise(first, last - first, mmap.MADV_DONTNEED):
                 total += last - first
     return total
+
+
+class _Mallinfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "", "", "", "", "", "", "used", "free", "top")]
+
+
+def _kept() -> int:
+    """Bytes that the C library keeps for the next allocation; those it gave back already may count again."""
+    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo is None:
+        return sys.maxsize
+    mallinfo.restype = _Mallinfo
+    return int(mallinfo().free)
 
 
 def _madvise() -> Callable[[int, int, int], int]:

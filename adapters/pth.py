@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fluvial.adapters import pages
 from fluvial.adapters.errors import IntegrityError, UnsupportedError, UsageError
 from fluvial.adapters.weights import Source, Weights
 
@@ -21,7 +22,7 @@ class PthWeights:
     """The tensors of one file that holds names and tensors and nothing else. Errors: IntegrityError."""
 
     def __init__(self, path: Path) -> None:
-        self.folder = path.parent
+        self.folder, self._path = path.parent, path
         try:
             # before torch 1.6 the format was another one, which cannot be mapped
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -46,7 +47,12 @@ class PthWeights:
         return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self._tensors.items()
+        for name, tensor in self._tensors.items():
+            yield name, tensor
+            self.release(tensor)
+
+    def release(self, part: Tensor) -> None:
+        pages.release([part], self._path)
 
 
 def torch_file(place: Path) -> Path | None:

@@ -17,11 +17,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from fluvial.adapters import pages
 from fluvial.adapters.errors import IntegrityError, ModelNotFoundError
 from fluvial.adapters.formats import Format
 from fluvial.adapters.linear import Linear
 
 WIDE = ("A_log", "dt_bias", "D")  # decay gates stay in fp32 whatever a model computes in: half precision breaks them
+
+STRIP = 32 << 20  # bytes of a large matrix that are packed at once
 
 PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # others need scales to mean anything
 
@@ -50,6 +53,7 @@ class Source(Protocol):
 
     def names(self) -> list[str]: ...
     def tensors(self) -> Iterator[tuple[str, Tensor]]: ...
+    def release(self, part: Tensor) -> None: ...  # of the tensor that was reached: it need not stay in memory
 
 
 class Weights:
@@ -68,6 +72,7 @@ class Weights:
             except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise IntegrityError(f"{index} is damaged.", repr(error), "Download the model again.") from error
         self._file_of: dict[str, Path] = {}
+        self._reading = folder
         for shard in shards:
             # an index is data: it must not lead out of the folder
             if not isinstance(shard, str) or Path(shard).name != shard:
@@ -84,9 +89,13 @@ class Weights:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every name with its tensor, read when it is reached; a mapping for each: pages count until theirs ends."""
         for name, path in self._file_of.items():
+            self._reading = path
             with open_safetensors(path) as file:
                 tensor = file.get_tensor(name)
             yield name, tensor
+
+    def release(self, part: Tensor) -> None:
+        pages.release([part], self._reading)
 
 
 def fill(
@@ -99,15 +108,15 @@ def fill(
 
     The matrices that `formats` names ("decoder.head") are packed as they come. Parts of a format that is installed
     already are taken as the file has them, mapped and not copied. Above the model's own bytes, one tensor at a time is
-    in memory. Raises `IntegrityError` naming the tensor for one that is missing, unknown or of the wrong shape; names
-    are checked before anything is read.
+    in memory, of a matrix to be packed a strip. Raises `IntegrityError` naming the tensor for one that is missing,
+    unknown or of the wrong shape; names are checked before anything is read.
     """
     for key, name, values in placed(modules, source):
         owner, _, leaf = name.rpartition(".")
         module = modules[key][0].get_submodule(owner)
         if leaf == "weight" and (format := formats.get(f"{key}.{owner}")) is not None:
             assert isinstance(module, Linear)
-            module.install(format, packed(values, format, name))
+            module.install(format, packed(values, format, name, source.release))
         elif leaf in module._buffers:
             setattr(module, leaf, values)
         else:
@@ -117,10 +126,20 @@ def fill(
             setattr(module, leaf, nn.Parameter(copied, requires_grad=False))
 
 
-def packed(matrix: Tensor, format: Format, name: str) -> dict[str, Tensor]:
-    """The matrix in that format; its errors say the name."""
+def packed(matrix: Tensor, format: Format, name: str, done: Callable[[Tensor], None]) -> dict[str, Tensor]:
+    """The matrix in that format; `done` hears of each strip of rows that is not needed again. Errors say the name."""
+    strips = matrix.split(max(1, STRIP // max(1, matrix[:1].nbytes)))
     try:
-        return format.pack(matrix)
+        if len(strips) == 1:
+            return format.pack(matrix)
+        d_out, d_in = matrix.shape
+        parts, at = format.empty(d_out, d_in, None, matrix.device), 0
+        for strip in strips:
+            for part, values in format.pack(strip).items():
+                parts[part][at : at + len(strip)] = values
+            at += len(strip)
+            done(strip)
+        return parts
     except IntegrityError as error:
         raise IntegrityError(f"{name}: {error.what}", error.why, error.hint) from error
 

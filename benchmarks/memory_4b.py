@@ -3,9 +3,10 @@
 
 python benchmarks/memory_4b.py --json benchmarks/memory_4b.json
 
-The 9.3 GB of bf16 shards never exist at once: another process writes one when it is reached, and it is removed when
-it has been read. Measured with getrusage in a fresh process each: the packed folder, mapped, and `--quant` while
-loading. Pages of mapped files count. The tokenizer is a random one of 248k entries.
+Measured with getrusage in a fresh process each: a packed folder, mapped, which another process filled with random
+codes; and `--quant` while loading, from bf16 shards. All 9.3 GB of these never exist at once: another process writes
+one when it is reached, and it is removed when it has been read. Pages of mapped files count. The tokenizer is a random
+one of 248k entries.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import hashlib
 import json
 import math
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -142,7 +144,7 @@ def stream_shards() -> None:
     from torch import Tensor
 
     from fluvial.adapters.weights import Weights, open_safetensors
-    from fluvial.engine import loading, packing
+    from fluvial.engine import loading
 
     class Streamed(Weights):
         def __init__(self, folder: Path) -> None:
@@ -152,6 +154,7 @@ def stream_shards() -> None:
 
         def tensors(self) -> Iterator[tuple[str, Tensor]]:
             for path in sorted(set(self._file_of.values())):
+                self._reading = path
                 subprocess.run([sys.executable, __file__, "--task", "shard", str(path)], check=True)
                 try:
                     with open_safetensors(path) as file:
@@ -163,18 +166,21 @@ def stream_shards() -> None:
                 finally:
                     path.unlink()
 
-    loading.opened = packing.opened = Streamed
+    loading.opened = Streamed
 
 
 # --- the measurement --------------------------------------------------------------------------------------------------
 
 
 def resident() -> dict[str, float]:
-    """MB: the peak so far by getrusage, and what is resident now, of it in pages of files."""
+    """MB: the peak so far by getrusage, and what is resident now: anonymous memory, and pages of files."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    now, files = (int(status[key].split()[0]) for key in ("VmRSS", "RssFile"))
-    return {"peak": round(peak * 1024 / 1e6), "now": round(now * 1024 / 1e6), "files": round(files * 1024 / 1e6)}
+    found = {"now": "VmRSS", "anonymous": "RssAnon", "files": "RssFile"}
+    return {
+        key: round(size * 1024 / 1e6)
+        for key, size in [("peak", peak), *((k, int(status[v].split()[0])) for k, v in found.items())]
+    }
 
 
 def measure(folder: Path, quant: str, tokens: int, side: int) -> None:
@@ -198,7 +204,7 @@ def measure(folder: Path, quant: str, tokens: int, side: int) -> None:
     engine = fluvial.load(folder, quant=quant or None)
     stage("load", weights=engine.explain()["weights"])
     session = engine.session()
-    pushed = session.push("q" + " \x01" * (tokens // 2))  # two tokens each
+    pushed = session.push("q" + " \x01" * tokens)  # a token each
     stage("text", tokens=pushed.tokens)
     pixels = np.random.default_rng(0).integers(0, 256, (side // 16, side // 16, 3), np.uint8)
     pushed = session.push(fluvial.Image(pixels.repeat(16, 0).repeat(16, 1)))
@@ -212,12 +218,29 @@ def make(folder: Path, small: bool) -> None:
     write_folder(folder, *((SMALL_TEXT, SMALL_VISION) if small else (TEXT, VISION)))
 
 
-def pack(folder: Path, target: Path, quant: str) -> None:
-    from fluvial.engine.packing import pack
+def write_packed(plain: Path, folder: Path, quant: str) -> None:
+    """What packing that checkpoint would write, with random codes: packing it takes half an hour."""
+    import torch
+    from safetensors.torch import save_file
 
-    stream_shards()
-    pack(folder, target, quant)
-    print(json.dumps({"stage": "packing", **resident()}))
+    from fluvial.adapters import packed
+    from fluvial.adapters.recipes import recipe
+    from fluvial.engine.loading import filled_modules, read_shapes, stored_names
+
+    shutil.copytree(plain, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+    shapes = read_shapes(plain)
+    modules = {key: module for key, (module, _) in filled_modules(shapes, stored_names(plain)).items()}
+    manifest = packed.Manifest(quant, packed.formats_of(recipe(quant), modules))
+    config = shapes.config | {packed.KEY: manifest.as_json()}
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = dict[str, torch.Tensor]()
+    for name, empty in packed.stored(modules, manifest.formats).items():
+        tensor = torch.empty_like(empty, device="cpu")
+        if tensor.is_floating_point():
+            tensors[name] = tensor.fill_(0.001 if name.endswith("scale") else 0.02 if tensor.ndim > 1 else 1.0)
+        else:
+            tensors[name] = tensor.random_()
+    save_file(tensors, folder / packed.FILE)
 
 
 def fresh(task: str, *arguments: object) -> list[dict[str, Any]]:
@@ -230,7 +253,7 @@ def fresh(task: str, *arguments: object) -> list[dict[str, Any]]:
 TASKS: dict[str, Callable[..., None]] = {
     "make": lambda folder, small: make(Path(folder), small == "True"),
     "shard": lambda path: write_shard(Path(path)),
-    "pack": lambda folder, target, quant: pack(Path(folder), Path(target), quant),
+    "pack": lambda plain, folder, quant: write_packed(Path(plain), Path(folder), quant),
     "measure": lambda folder, quant, tokens, side: measure(Path(folder), quant, int(tokens), int(side)),
 }
 
@@ -254,7 +277,8 @@ def main() -> None:
             fresh("make", plain, args.small)
         results: dict[str, list[dict[str, Any]]] = {}
         if args.only != "streamed":
-            results["pack"] = [] if packed.is_dir() else fresh("pack", plain, packed, args.quant)
+            if not packed.is_dir():
+                fresh("pack", plain, packed, args.quant)
             results["packed"] = fresh("measure", packed, "", args.tokens, args.side)
         if args.only != "packed":
             results["streamed"] = fresh("measure", plain, args.quant, args.tokens, args.side)

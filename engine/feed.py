@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fluvial.adapters import pages
 from fluvial.adapters.errors import UnsupportedError
 from fluvial.encoders.layout import Layout
 from fluvial.engine.cache.chain import Chain
@@ -22,6 +23,7 @@ from fluvial.engine.plugins import Blend
 from fluvial.models.state import State
 
 CHUNK = 512  # tokens fed at once
+FEW = 16  # tokens whose forward leaves little memory behind
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,13 @@ class Feed:
     def position(self) -> int:
         return self.state.position[0]
 
-    def ids(self, ids: Iterable[int]) -> Feed:
-        """After more token ids."""
+    def ids(self, ids: Iterable[int], *, more: bool = False) -> Feed:
+        """After more token ids. With `more` to come at once, there are no logits: the head is not read for them."""
         ids = list(ids)
         if not ids:
             return self
         table = torch.tensor([ids], device=self.model.decoder.device)
-        return self.behind(self._after(self.model.decoder.embed(table, self.route)[0], None, ids), ids)
+        return self.behind(self._after(self.model.decoder.embed(table, self.route)[0], None, ids, more), ids)
 
     def apart(self) -> Feed:
         """The same without account of what it reads from here on; `behind` takes it up again."""
@@ -83,15 +85,15 @@ class Feed:
         encode = self.model.tokenizer.encode
         before, after = (encode("".join(texts), special=True, first=False) for texts in (layout.before, layout.after))
         lead = encode(layout.lead, special=False, first=False)
-        return self.ids([*lead, *before]).embeddings(x, layout.positions).ids(after)
+        return self.ids([*lead, *before], more=True).embeddings(x, layout.positions, more=bool(after)).ids(after)
 
     @torch.no_grad()
-    def embeddings(self, x: Tensor, positions: Tensor | None = None) -> Feed:
-        """After more embeddings x [T, D]; rotary `positions` [3, T] count from the next token's."""
-        return self._after(x, positions, None)
+    def embeddings(self, x: Tensor, positions: Tensor | None = None, *, more: bool = False) -> Feed:
+        """After more embeddings x [T, D]; rotary `positions` [3, T] count from the next token's. `more` as for ids."""
+        return self._after(x, positions, None, more)
 
     @torch.no_grad()
-    def _after(self, x: Tensor, positions: Tensor | None, ids: list[int] | None) -> Feed:
+    def _after(self, x: Tensor, positions: Tensor | None, ids: list[int] | None, more: bool) -> Feed:
         decoder, state, draft = self.model.decoder, self.state, self.draft
         chunks = x.to(decoder.dtype)[None].split(CHUNK, 1)
         places: Sequence[Tensor | None] = [None] * len(chunks)
@@ -102,5 +104,7 @@ class Feed:
             if draft is not None:
                 part = None if ids is None else ids[i * CHUNK : (i + 1) * CHUNK]
                 draft = draft.observe(Seen(part, chunk[0], hidden[0], place, self.route))
-        logits = decoder.logits(hidden[0, -1], self.route).float()
+            if chunk.shape[1] > FEW:
+                pages.trim()
+        logits = None if more else decoder.logits(hidden[0, -1], self.route).float()
         return replace(self, state=state, logits=logits, draft=draft, chain=None)

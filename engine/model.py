@@ -102,6 +102,7 @@ class Model:
             )
         if not video:  # stills come one by one; frames would have everything read again each time
             self._release(self.decoder)
+            pages.trim()
         embeddings: Tensor | list[Tensor] = self.tower.encode(frames, route, video=video, total=total)
         if not video:
             self._release(self.tower)
@@ -184,7 +185,7 @@ def load_model(
     generation = Generation.load(folder, tokenizer.eos_ids)
     if template is not None and template.source == rwkv_chat.TEMPLATE:
         generation = rwkv_chat.ending(generation)
-    pages.trim()  # reading a large vocabulary leaves hundreds of MB behind
+    pages.trim(0)  # reading a large vocabulary leaves hundreds of MB behind
     shapes.decoder.keep(state_dtype)
     shapes.decoder.keep_rows(kv)
     if shapes.draft is not None:

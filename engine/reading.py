@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from fluvial.adapters import pages
 from fluvial.adapters.errors import UsageError
 from fluvial.engine.feed import Feed
 from fluvial.engine.media import Encoding, Medium, medium_of
@@ -28,6 +29,10 @@ class Piece:
     @property
     def symbols(self) -> tuple[int | str, ...]:
         return self.ids if self.medium is None else (self.medium.symbol,)
+
+    @property
+    def is_image(self) -> bool:
+        return self.medium is not None and self.medium.kind == "image"
 
 
 @dataclass
@@ -81,6 +86,7 @@ def opened(
 def read(feed: Feed, pieces: list[Piece], progress: Progress | None = None, *, cached: bool = True) -> Reading:
     """Reads the pieces. With a cache, what it knows is skipped and states are kept: behind media, where chains part, at
     log-spaced distances, and at the end; behind live frames at log-spaced distances alone."""
+    pages.trim()
     cache, at = feed.model.cache if cached else None, 0
     if cache is not None and feed.position == 0:
         feed = cache.start(feed)
@@ -92,7 +98,7 @@ def read(feed: Feed, pieces: list[Piece], progress: Progress | None = None, *, c
         reading.feed, done, branch = hit.feed, hit.count, hit.shared
         reading.cached_tokens = hit.feed.position - feed.position
         reading.misses += [hit.why] if hit.why else []
-    for piece in pieces:
+    for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
         behind = at + len(piece.symbols)
         if piece.medium is not None:
             _look(reading, piece, progress, skip=behind <= done)
@@ -101,8 +107,10 @@ def read(feed: Feed, pieces: list[Piece], progress: Progress | None = None, *, c
         elif behind > done:
             ids = piece.ids[max(0, done - at) :]
             stops = () if cache is None else _stops(reading.feed, len(ids), branch - max(at, done))
+            # nobody asks what comes before an image: the head, as large as several layers, can stay away
+            more = cache is None and following is not None and following.is_image
             for start, stop in pairwise((0, *stops, len(ids))):
-                reading.feed = reading.feed.ids(ids[start:stop])
+                reading.feed = reading.feed.ids(ids[start:stop], more=more)
                 if cache is not None and stop < len(ids):
                     cache.keep(reading.feed, lasting=behind - len(ids) + stop == branch)
         at = behind
@@ -119,7 +127,7 @@ def _look(reading: Reading, piece: Piece, progress: Progress | None, *, skip: bo
     else:
         inner = before.apart()
         for step, layout in medium.steps():
-            inner = inner.ids(piece.marker).step(step, layout)
+            inner = inner.ids(piece.marker, more=True).step(step, layout)
             if progress is not None and medium.frames != seen:
                 seen = medium.frames
                 progress(seen)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import fluvial
+from fluvial.adapters import weights
 from fluvial.adapters.errors import FluvialError, IntegrityError, UnsupportedError, UsageError
 from fluvial.adapters.formats import by_name
 from fluvial.adapters.recipes import RECIPES, Recipe, formats_in, matrices, recipe
@@ -249,6 +250,21 @@ def test_plans_of_precisions_images_and_mistakes(tmp_path: Path) -> None:
 
 
 # memory
+
+
+@pytest.mark.parametrize("kind", ["int4-g32", "int8-g64", "bf16"])
+def test_a_large_matrix_is_packed_strip_by_strip(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """The same parts as at once, and each strip is let go behind it."""
+    matrix, done = torch.randn(50, 64, dtype=torch.bfloat16), list[torch.Tensor]()
+    monkeypatch.setattr(weights, "STRIP", 7 * matrix[0].nbytes)
+    parts, whole = weights.packed(matrix, by_name(kind), "a", done.append), by_name(kind).pack(matrix)
+    assert parts.keys() == whole.keys() and all(torch.equal(parts[name], whole[name]) for name in whole)
+    assert [len(strip) for strip in done] == [7] * 7 + [1] and torch.equal(torch.cat(done), matrix)
+    matrix[49, 3] = float("nan")
+    if kind != "bf16":
+        with pytest.raises(IntegrityError, match=r"^a: "):
+            weights.packed(matrix, by_name(kind), "a", done.append)
+
 
 _MEASURE = """
 import sys, torch

@@ -38,6 +38,22 @@ def test_what_is_moved_lies_in_huge_pages():
     assert huge() - before >= 12 << 20
 
 
+@pytest.mark.skipif(pages._kept() == sys.maxsize, reason="needs glibc")
+def test_freed_memory_is_given_back_where_there_is_much_of_it():
+    def resident() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+
+    pieces = [torch.zeros(24 << 10, dtype=torch.uint8) for _ in range(4000)]  # 96 MB, below what the system maps alone
+    before = resident()
+    pieces = pieces[::40]  # those that stay are in the way of the others
+    pages.trim(1 << 40)
+    assert before - resident() < 40 << 20
+    pages.trim(40 << 20)
+    assert before - resident() > 60 << 20
+    assert not any(bool(piece.any()) for piece in pieces)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_mapped_file_is_let_go_and_comes_back(tmp_path: Path):
     path, other = tmp_path / "a.bin", torch.full((4 << 20,), 7, dtype=torch.uint8)

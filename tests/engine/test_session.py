@@ -48,6 +48,15 @@ def cold(session: Session, media: list[torch.Tensor], answers: list[list[int]] |
     return feed
 
 
+def test_the_head_is_read_once_for_all_that_is_pushed(monkeypatch):
+    """It is as large as several layers: what comes before an image is asked for nothing."""
+    session, calls = Session(tiny("delta")), list[int]()
+    head = session.model.decoder.logits
+    monkeypatch.setattr(session.model.decoder, "logits", lambda *args: calls.append(1) or head(*args))
+    session.push(Image(picture(1)))
+    assert len(calls) == 1 and session._now.feed.logits is not None
+
+
 @each_variant
 def test_a_conversation_with_media_equals_one_cold_feed(variant):
     model = tiny(variant)

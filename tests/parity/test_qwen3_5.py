@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fluvial.adapters.errors import IntegrityError, UnsupportedError, UsageError
-from fluvial.encoders import towers
+from fluvial.encoders import qwen_vision, towers
 from fluvial.encoders.frame import Frame
 from fluvial.encoders.qwen_pixels import Limits, fitted, patches, pixels
 from fluvial.engine.loading import load_parts
@@ -205,6 +205,12 @@ def test_vision_features(seen, frames, video):
     )
     print(f"parity  qwen3_5 vision          {'video' if video else 'image'} {off:.1e}  bf16 {ratio:.2f}x")
     assert off <= TOLERANCE and ratio <= 1.25
+
+
+def test_patches_are_fed_in_strips(seen, monkeypatch):
+    whole = seen.parts.tower.encode(clip(4), video=True)
+    monkeypatch.setattr(qwen_vision, "STRIP", 10)  # of the patches of two pairs: five of each
+    assert error(seen.parts.tower.encode(clip(4), video=True), whole) <= TOLERANCE
 
 
 def test_a_video_encoded_in_pieces_is_the_same(seen):
