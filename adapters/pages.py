@@ -16,6 +16,8 @@ from torch import Tensor
 
 HUGE = 2 << 20
 KEPT = 64 << 20  # bytes of freed memory that may lie about for the next allocation
+LARGE = 4 << 20  # bytes: more than a decode step allocates at once
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 COLLAPSE = 25  # MADV_COLLAPSE, Linux 6.1: moves what is there already, at once
 
 
@@ -29,6 +31,14 @@ def gather(tensors: Iterable[Tensor]) -> int:
         return 0
     madvise = _madvise()
     return sum(end - start for start, end in _stretches(tensors) if not madvise(start, end - start, COLLAPSE))
+
+
+def apart() -> None:
+    """From now on, in this process, what is as large as `LARGE` is mapped alone and goes back as soon as it is freed:
+    pieces of all sizes, freed in another order, would leave holes of hundreds of MB. Faults for its pages each time."""
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE)
+        mallopt(M_TRIM_THRESHOLD, KEPT)  # the other one's default would be tiny once the first is set
 
 
 def trim(above: int = KEPT) -> None:

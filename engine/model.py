@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "Processor", "bundled", "load_model", "resolve"]
 
+LARGE = 1 << 30  # bytes of weights from which on a chunk's passing memory matters more than the time to map it
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
@@ -191,6 +193,8 @@ def load_model(
     if shapes.draft is not None:
         shapes.draft[0].layers.keep_rows(kv)
     parts = fill_shapes(shapes, place, precision, stored)
+    if sum(t.nbytes for t in parts.decoder.state_dict().values()) > LARGE:
+        pages.apart()
     parts.decoder.identify()
     if parts.draft_head is not None:
         parts.draft_head.layers.identify()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -52,6 +53,30 @@ def test_freed_memory_is_given_back_where_there_is_much_of_it():
     pages.trim(40 << 20)
     assert before - resident() > 60 << 20
     assert not any(bool(piece.any()) for piece in pieces)
+
+
+_HOLES = """
+import sys, torch
+from pathlib import Path
+from fluvial.adapters import pages
+def resident():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) >> 10
+def used():
+    torch.zeros(24 << 20, dtype=torch.uint8)  # glibc learns from it what may come from its heap
+    before = resident()
+    pairs = [(torch.ones(8 << 20, dtype=torch.uint8), torch.ones(99 << 10, dtype=torch.uint8)) for _ in range(12)]
+    small = [pair[1] for pair in pairs]
+    del pairs
+    return resident() - before
+print(used(), pages.apart() or used())
+"""
+
+
+@pytest.mark.skipif(pages._kept() == sys.maxsize, reason="needs glibc")
+def test_large_pieces_apart_leave_no_holes():
+    done = subprocess.run([sys.executable, "-c", _HOLES], capture_output=True, text=True, check=True)
+    holes, apart = map(int, done.stdout.split())
+    assert holes > 60 and apart < 20, done.stdout  # MB kept of 96
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
