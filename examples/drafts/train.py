@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from examples.pebble.batches import media_batch, text_batch, text_length
 from examples.pebble.evaluate import published
+from examples.pebble.mixture import media_batch, text_batch, text_length
 from examples.pebble.model import Pebble
 from fluvial.models.ahead import Ahead
 from fluvial.models.decoder import Decoder

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from examples.pebble.tokens import ASSISTANT, END, FRAME, IMAGE, PAD, USER
-from examples.pebble.world import QA, Sample, chat_sample, image_sample, text_sample, video_sample
+from examples.pebble.world import QA, Sample
 
 IMAGE_TOKENS, VIDEO_TOKENS = 64, 16
 MEDIA = -1  # the id that marks a media slot
@@ -21,12 +21,15 @@ MEDIA = -1  # the id that marks a media slot
 
 @dataclass
 class Row:
-    """One conversation: ids with `MEDIA` slots, answer flags, and its pictures uint8 [P, 2, H, W, 3]."""
+    """One conversation: ids with `MEDIA` slots, answer flags, and its pictures uint8 [P, 2, H, W, 3]. `shown` is the
+    order in which a video shows them, where some come again; `idle` tokens bring nothing worth remembering."""
 
     ids: list[int]
     answer: list[bool]
     pictures: np.ndarray | None = None
     merges: int = 0
+    shown: list[int] | None = None
+    idle: list[bool] | None = None
 
 
 @dataclass
@@ -38,6 +41,8 @@ class Batch:
     images: Tensor | None  # uint8 [P, 2, H, W, 3], 64 tokens each
     videos: Tensor | None  # uint8 [P, 2, H, W, 3], 16 tokens each
     video_rows: Tensor  # bool [B]
+    shown: Tensor | None = None  # int64: which of `videos` each of the clips' places shows
+    idle: Tensor | None = None  # bool [B, T]
 
 
 def row(tokenizer: Tokenizer, sample: Sample | list[QA]) -> Row:
@@ -68,9 +73,17 @@ def collate(rows: list[Row]) -> Batch:
     longest = max(len(r.ids) for r in rows)
     ids = torch.full((len(rows), longest), PAD)
     answer = torch.zeros(len(rows), longest, dtype=torch.bool)
+    idle = torch.zeros(len(rows), longest, dtype=torch.bool)
+    shown: list[int] = []
+    pairs = 0
     for i, r in enumerate(rows):
         ids[i, : len(r.ids)] = torch.tensor(r.ids)
         answer[i, : len(r.ids)] = torch.tensor(r.answer)
+        if r.idle is not None:
+            idle[i, : len(r.idle)] = torch.tensor(r.idle)
+        if r.pictures is not None and r.merges == 1:
+            shown += [pairs + n for n in (range(len(r.pictures)) if r.shown is None else r.shown)]
+            pairs += len(r.pictures)
     images = [r.pictures for r in rows if r.pictures is not None and r.merges == 0]
     videos = [r.pictures for r in rows if r.pictures is not None and r.merges == 1]
     return Batch(
@@ -79,33 +92,6 @@ def collate(rows: list[Row]) -> Batch:
         torch.from_numpy(np.concatenate(images)) if images else None,
         torch.from_numpy(np.concatenate(videos)) if videos else None,
         torch.tensor([r.merges == 1 for r in rows]),
+        torch.tensor(shown) if len(shown) > pairs else None,
+        idle if idle.any() else None,
     )
-
-
-def media_batch(rng: np.random.Generator, tokenizer: Tokenizer, level: float, images: int, videos: int) -> Batch:
-    """Images with up to 9 questions and videos with up to 3, at difficulties up to `level`."""
-    rows = [row(tokenizer, image_sample(rng, _level(rng, level), 9)) for _ in range(images)]
-    for _ in range(videos):
-        frames = int(rng.choice([8, 8, 8, 12] if level > 0.5 else [8]))
-        rows.append(row(tokenizer, video_sample(rng, _level(rng, level), 5, frames=frames)))
-    return collate(rows)
-
-
-def text_length(rng: np.random.Generator, level: float) -> int:
-    """Tokens of the next texts: mostly short ones, which hold many more questions a token; up to 2048 at level 1."""
-    longest = 160 if rng.random() < 0.7 else 256 if level < 0.3 else 1024 if level < 0.7 else 2048
-    return int(2 ** rng.uniform(5, np.log2(longest)))
-
-
-def text_batch(rng: np.random.Generator, tokenizer: Tokenizer, level: float, tokens: int, length: int) -> Batch:
-    """Texts to remember of about `length` tokens, about `tokens` in all, and a chat."""
-    count = max(1, tokens // length)
-    rows = [row(tokenizer, text_sample(rng, _level(rng, level), int(length * 1.5))) for _ in range(count)]
-    if length <= 256:
-        rows.append(row(tokenizer, chat_sample(rng)))
-    return collate(rows)
-
-
-def _level(rng: np.random.Generator, level: float) -> float:
-    # full difficulty most of the time once it is reached, easier ones mixed in throughout
-    return level if rng.random() < 0.6 else float(rng.uniform(0, level))

@@ -23,12 +23,13 @@ class Pebble(nn.Module):
         x = self.decoder.embed(batch.ids.clamp(min=0))
         slot = batch.ids == MEDIA
         out = x.clone()
-        for pictures, merges, rows in (
-            (batch.images, 0, ~batch.video_rows),
-            (batch.videos, 1, batch.video_rows),
+        for pictures, merges, rows, shown in (
+            (batch.images, 0, ~batch.video_rows, None),
+            (batch.videos, 1, batch.video_rows, batch.shown),
         ):
             if pictures is not None:
                 tokens = self.vision(pixels(pictures).to(torch.bfloat16 if self.training else x.dtype), merges)
+                tokens = tokens if shown is None else tokens[shown]
                 out = out.masked_scatter((slot & rows[:, None])[..., None], tokens.to(out.dtype))
         return out
 

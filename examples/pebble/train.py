@@ -3,9 +3,9 @@
     python -m examples.pebble.train_vision --out runs/vision.pt --seconds 600
     python -m examples.pebble.train --variant delta --vision runs/vision.pt --out runs/delta --minutes 120
 
-Resumes by itself from `--out`. Progress is wall time, so that a run ends when it should on any machine. Two
+Resumes by itself from `--out`. Progress is CPU time, so that other work beside it costs no learning. Two
 processes of one thread each beat one of two threads: `torchrun --nproc-per-node 2 -m examples.pebble.train ...`
-splits every batch.
+splits every batch, and averages the weights every few steps (local SGD, Stich 2019).
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +25,16 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from examples.pebble import variants
-from examples.pebble.batches import media_batch, text_batch, text_length
 from examples.pebble.evaluate import accuracy
 from examples.pebble.export import training_names
+from examples.pebble.memory import idle_loss
+from examples.pebble.mixture import Sizes, mixture, text_length
 from examples.pebble.model import Pebble
 from examples.pebble.optim import Optimizers
 from examples.pebble.tokens import train_tokenizer
 
+EVERY = 1500  # CPU seconds between two evaluations
+TOGETHER = 8  # steps after which the processes average their weights: the fewer, the more they wait for each other
 TRUNK = ("conv1", "norm1", "conv2", "norm2", "conv3", "blocks", "rows", "columns")
 
 
@@ -41,17 +46,20 @@ def main() -> None:
         "--sibling", type=Path, nargs="+", default=[], help="published folders to start from: every tensor that fits"
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=120)
+    parser.add_argument("--minutes", type=float, default=120, help="of CPU time in each process")
     parser.add_argument("--unfreeze", type=float, default=0.3, help="share of the run after which the trunk trains too")
     parser.add_argument("--level", type=float, default=0.0, help="head start in the curriculum")
-    parser.add_argument("--images", type=int, default=12)
-    parser.add_argument("--videos", type=int, default=4)
-    parser.add_argument("--text-tokens", type=int, default=1536)
+    for name, size in vars(Sizes()).items():
+        parser.add_argument(f"--{name}", type=int, default=size)
+    parser.add_argument("--rate", type=float, default=1.0, help="of learning, as a share of the full one")
+    parser.add_argument("--trunk-rate", type=float, default=0.1, help="the trunk's, as a share of the rest's")
+    parser.add_argument("--only", default="", help="pattern of the tensors to train, where the rest shall stay")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     team = Team()
+    sizes = Sizes(**{name: getattr(args, name) // team.size for name in vars(Sizes())})
     args.out.mkdir(parents=True, exist_ok=True)
     tokenizer = shared_tokenizer(args.out.parent / "tokenizer.json")
     model = Pebble(args.variant)
@@ -65,9 +73,12 @@ def main() -> None:
         print(f"{len(taken)} of {len(mine)} tensors from {folder}")
     trunk = [module for name, module in model.vision.named_children() if name in TRUNK]
     tail = [module for name, module in model.vision.named_children() if name not in TRUNK]
-    main_optimizer, trunk_optimizer = Optimizers([model.decoder, *tail], 4e-3, 2e-3), Optimizers(trunk, 4e-4, 2e-4)
+    rates = 4e-3 * args.rate, 2e-3 * args.rate  # Muon's, AdamW's
+    main_optimizer = Optimizers([model.decoder, *tail], *rates)
+    trunk_optimizer = Optimizers(trunk, *(rate * args.trunk_rate for rate in rates))
     main_optimizer.add([model.vision.rows_out, model.vision.columns_out])
     trunk_optimizer.add([model.vision.rows, model.vision.columns])
+    in_trunk = set(trunk_optimizer.parameters)
     step, spent, cpu = 0, 0.0, 0.0
     last = args.out / "last.pt"
     if last.exists():
@@ -77,59 +88,47 @@ def main() -> None:
         trunk_optimizer.load(saved["trunk"])
         step, spent, cpu = saved["step"], saved["spent"], saved["cpu"]
     log = (args.out / "log.jsonl").open("a")
-    began, cpu_began, since_eval, sums = (
-        time.monotonic() - spent,
-        time.process_time() - cpu,
-        time.monotonic(),
-        np.zeros(5),
-    )
+    began, cpu_began, since_eval = time.monotonic() - spent, time.process_time() - cpu, cpu
+    figures: dict[str, list[float]] = defaultdict(list)
     while True:
-        spent = time.monotonic() - began
-        progress = team.agree(spent / (60 * args.minutes))
+        if step % TOGETHER == 0:
+            team.average(model)
+            cpu, spent = team.agree(time.process_time() - cpu_began), time.monotonic() - began
+        progress = cpu / (60 * args.minutes)
         if progress >= 1:
             break
         rng = np.random.default_rng([args.seed, 2, step, team.rank])
         level = min(1.0, (args.level + progress) / 0.35)
         length = text_length(np.random.default_rng([args.seed, 5, step]), level)  # the same on every process
         frozen = progress < args.unfreeze
-        for p in trunk_optimizer.parameters:
-            p.requires_grad_(not frozen)
+        for name, p in model.named_parameters():
+            p.requires_grad_(re.search(args.only, name) is not None and not (frozen and p in in_trunk))
         main_optimizer.schedule(progress, step)
         trunk_optimizer.schedule(progress, step)
-        figures = []
-        for batch, weight in (
-            (media_batch(rng, tokenizer, level, args.images // team.size, args.videos // team.size), 1.0),
-            (text_batch(rng, tokenizer, level, args.text_tokens // team.size, length), 0.5),
-        ):
+        for name, (batch, weight) in mixture(rng, tokenizer, level, sizes, step, length).items():
             with torch.autocast("cpu", torch.bfloat16):
-                loss, right = model.loss(batch)
+                loss, right = model.loss(batch) if batch.idle is None else idle_loss(model, batch)
             (weight * loss).backward()
-            figures += [loss.item(), right.item()]
-        team.average(main_optimizer.parameters + ([] if frozen else trunk_optimizer.parameters))
+            figures[f"{name}_loss"].append(loss.item())
+            figures[f"{name}_right"].append(right.item())
         main_optimizer.step()
         if not frozen:
             trunk_optimizer.step()
-        sums += [*figures, 1]
         step += 1
         if step % 25 == 0 and team.rank == 0:
-            print(f"step {step} {spent / 60:.1f} min media {figures[0]:.3f} text {figures[2]:.3f}", flush=True)
-        if team.agree(time.monotonic() - since_eval) > 600:
-            since_eval = time.monotonic()
-            if team.rank:
-                continue
-            cpu = time.process_time() - cpu_began
+            recent = " ".join(f"{name} {np.mean(values[-25:]):.3f}" for name, values in figures.items())
+            print(f"step {step} {spent / 60:.1f} min {recent}", flush=True)
+        if step % 24 == 0 and team.rank == 0:
+            save(last, model, main_optimizer, trunk_optimizer, step, spent, cpu)
+        if cpu - since_eval > EVERY and team.rank == 0:
+            since_eval = cpu
             row = {"step": step, "minutes": round(spent / 60, 1), "cpu_s": round(cpu), "level": round(level, 2)}
-            row |= dict(
-                zip(
-                    ("media_loss", "media_right", "text_loss", "text_right"), (sums[:4] / sums[4]).round(4), strict=True
-                )
-            )
+            row |= {name: round(float(np.mean(values)), 4) for name, values in figures.items()}
             row["held_out"] = accuracy(model, tokenizer, seed=900, pictures=20)
             print(json.dumps(row), file=log, flush=True)
-            save(last, model, main_optimizer, trunk_optimizer, step, spent, cpu)
-            sums = np.zeros(5)
+            figures.clear()
     if team.rank == 0:
-        save(last, model, main_optimizer, trunk_optimizer, step, spent, time.process_time() - cpu_began)
+        save(last, model, main_optimizer, trunk_optimizer, step, spent, cpu)
 
 
 class Team:
@@ -148,14 +147,15 @@ class Team:
             return float(shared)
         return value
 
-    def average(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Averages the gradients over the team."""
+    @torch.no_grad()
+    def average(self, model: Pebble) -> None:
+        """Averages the weights over the team."""
         if self.size > 1:
-            grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-            flat = torch.cat([g.flatten() for g in grads])
+            weights = list(model.parameters())
+            flat = torch.cat([w.flatten() for w in weights])
             dist.all_reduce(flat)
-            for p, part in zip(parameters, (flat / self.size).split([g.numel() for g in grads]), strict=True):
-                p.grad = part.view_as(p)
+            for w, part in zip(weights, (flat / self.size).split([w.numel() for w in weights]), strict=True):
+                w.copy_(part.view_as(w))
 
 
 def shared_tokenizer(path: Path) -> Tokenizer:

@@ -63,7 +63,8 @@ class Sample:
     """One example: `image` or `frames` + `times`, or `text`, with its questions and the truth behind them.
 
     `glyphs` are the printed characters in reading order (an Object whose shape is the character and whose r is half
-    its height); `tracks` belong to videos, where `objects` stand at their first position.
+    its height); `tracks` belong to videos, where `objects` stand at their first position; `code_at` is the first of the
+    two frames that show a code.
     """
 
     image: np.ndarray | None = None  # uint8 [H, W, 3] RGB
@@ -74,6 +75,7 @@ class Sample:
     objects: list[Object] = field(default_factory=list)
     glyphs: list[Object] = field(default_factory=list)
     tracks: list[Track] = field(default_factory=list)
+    code_at: int | None = None
 
 
 def pick(rng: np.random.Generator, items: Sequence[T]) -> T:

@@ -111,12 +111,14 @@ def video_sample(
 ) -> Sample:
     """A video uint8 [frames, size, size, 3] (an odd `frames` is rounded up) with 1 to `questions` questions.
 
-    Raises ValueError for an unknown task or fewer than 6 frames.
+    Raises ValueError for an unknown task or fewer than 6 frames (2 where only a code is asked for).
     """
     frames += frames % 2
-    if frames < 6:
-        raise ValueError(f"a video of this world has at least 6 frames, not {frames}")
-    tracks, code, code_at, qa = video_plan(rng, level, questions, frames, VIDEO_TASKS if tasks is None else tasks)
+    tasks = VIDEO_TASKS if tasks is None else tasks
+    least = 2 if set(tasks) == {"flash_code"} else 6
+    if frames < least:
+        raise ValueError(f"a video of this world has at least {least} frames, not {frames}")
+    tracks, code, code_at, qa = video_plan(rng, level, questions, frames, tasks)
     looks = [render.sample_look(rng, t.object.colour, level) for t in tracks]
     ink_colour = pick(rng, COLOURS)
     ink = render.sample_look(rng, ink_colour, level)
@@ -141,5 +143,11 @@ def video_sample(
                     render.draw_shape(canvas, t.object, look, *at)
         pictures.append(render.develop(rng, canvas, capture))
     return Sample(
-        frames=np.stack(pictures), times=np.arange(frames) / FPS, qa=qa, objects=objects, glyphs=printed, tracks=tracks
+        frames=np.stack(pictures),
+        times=np.arange(frames) / FPS,
+        qa=qa,
+        objects=objects,
+        glyphs=printed,
+        tracks=tracks,
+        code_at=None if code is None else code_at,
     )
