@@ -43,7 +43,7 @@ class Always(Depth):
     def plan(self, room: int) -> int:
         return min(self.guesses, room)
 
-    def cut(self, guesses: int, grade: int) -> int:
+    def cut(self, guesses: int, grade: int, chance: float = 1.0) -> int:
         return guesses
 
 
