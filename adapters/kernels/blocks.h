@@ -1,5 +1,5 @@
 // Activations as whole numbers, as in rounded.h, for the products of many rows where the CPU multiplies bytes: each
-// number as two signed bytes, those of four rows side by side.
+// number as signed bytes, two of bf16 and three of fp32, those of four rows side by side.
 #pragma once
 
 #include "rounded.h"
@@ -10,11 +10,13 @@ constexpr int64_t TILE = 4;      // rows of x whose sums stay in registers
 constexpr int QUADS = PAIR / 4;  // groups of four columns, whose bytes stand together
 
 // 32 columns of four rows of x.
-template <int SLOTS>
+template <int SLOTS, bool WIDE>
 struct Block {
-  alignas(64) int32_t words[2][QUADS][TILE];  // of each four columns, the lower bytes first
+  static constexpr int BYTES = WIDE ? 3 : 2;  // of a whole number, the lowest first
+  alignas(64) int32_t words[BYTES][QUADS][TILE];  // of each four columns
   float unit[TILE], sum[TILE];
-  int32_t start[TILE];  // what the codes that stand for 0 add, negative
+  // What the codes that stand for 0 add, negative: in all; for int8 of WIDE to the lowest bytes and to the others.
+  int32_t start[2][TILE];
 
   template <typename T>
   void fill(const T *x, int64_t stride, int64_t rows) {
@@ -22,7 +24,7 @@ struct Block {
     for (int m = 0; m < TILE; ++m) {
       if (m >= rows) {
         at[0][m] = at[1][m] = _mm512_setzero_si512();
-        unit[m] = sum[m] = 0.f, start[m] = 0;
+        unit[m] = sum[m] = 0.f, start[0][m] = start[1][m] = 0;
         continue;
       }
       const Lanes a = load(x + m * stride), b = load(x + m * stride + 16);
@@ -30,28 +32,33 @@ struct Block {
           _mm512_max_epi32(_mm512_castps_si512(_mm512_abs_ps(a.v)), _mm512_castps_si512(_mm512_abs_ps(b.v))));
       float largest;
       std::memcpy(&largest, &bits, 4);
-      const Step step = step_of(largest, bits < 0x7f800000);
+      const Step step = step_of<SLOTS, WIDE>(largest, bits < 0x7f800000);
       at[0][m] = _mm512_cvtps_epi32((a * all(step.by)).v), at[1][m] = _mm512_cvtps_epi32((b * all(step.by)).v);
       const int32_t total = _mm512_reduce_add_epi32(_mm512_add_epi32(at[0][m], at[1][m]));
       unit[m] = step.unit, sum[m] = static_cast<float>(total) * step.unit;
-      start[m] = -(SLOTS == 4 ? 8 : 128) * total;
-    }
-    for (int half = 0; half < 2; ++half) {
-      __m512i low[TILE], high[TILE];
-#pragma GCC unroll 4
-      for (int m = 0; m < TILE; ++m) {
-        high[m] = high_part(Ints{at[half][m]}).v;
-        low[m] = _mm512_sub_epi32(at[half][m], _mm512_slli_epi32(high[m], 8));
+      start[0][m] = -(SLOTS == 4 ? 8 : 128) * total, start[1][m] = 0;
+      if (SLOTS == 2 && WIDE) {
+        const int32_t above = _mm512_reduce_add_epi32(_mm512_add_epi32(without_low(at[0][m]), without_low(at[1][m])));
+        start[0][m] = -128 * (total - 256 * above), start[1][m] = -128 * above;
       }
-      _mm512_store_si512(words[0][4 * half], narrowed(low));
-      _mm512_store_si512(words[1][4 * half], narrowed(high));
     }
+#pragma GCC unroll 3
+    for (int byte = 0; byte < BYTES; ++byte)
+      for (int half = 0; half < 2; ++half) {
+        __m512i now[TILE];
+#pragma GCC unroll 4
+        for (int m = 0; m < TILE; ++m) {
+          const __m512i above = without_low(at[half][m]);
+          now[m] = byte + 1 < BYTES ? _mm512_sub_epi32(at[half][m], _mm512_slli_epi32(above, 8)) : at[half][m];
+          at[half][m] = above;
+        }
+        _mm512_store_si512(words[byte][4 * half], _mm512_packs_epi16(_mm512_packs_epi32(now[0], now[1]),
+                                                                     _mm512_packs_epi32(now[2], now[3])));
+      }
   }
 
  private:
-  static __m512i narrowed(const __m512i (&a)[TILE]) {  // to bytes
-    return _mm512_packs_epi16(_mm512_packs_epi32(a[0], a[1]), _mm512_packs_epi32(a[2], a[3]));
-  }
+  static __m512i without_low(__m512i a) { return high_part(Ints{a}).v; }
 };
 
 }  // namespace

@@ -23,8 +23,9 @@ constexpr int64_t FEW = 16;  // rows of x; with more it pays to keep what was tu
 
 // Sixteen rows of W from `row` on, of which the last `fresh` are wanted, times M rows of x [pair][M]: y from the row
 // `first` on.
-template <int M, bool SHIFT, int SLOTS>
-void band(const Grouped &A, int64_t row, int64_t fresh, const Rounded<SLOTS> *x, const Result &y, int64_t first) {
+template <int M, bool SHIFT, int SLOTS, bool WIDE>
+void band(const Grouped &A, int64_t row, int64_t fresh, const Rounded<SLOTS, WIDE> *x, const Result &y,
+          int64_t first) {
   constexpr int64_t BYTES = 2 * PAIR / SLOTS;
   const int64_t row_bytes = A.K * 2 / SLOTS, row_groups = A.K / A.group;
   const int by_group = __builtin_ctzll(A.group / PAIR);
@@ -51,7 +52,7 @@ void band(const Grouped &A, int64_t row, int64_t fresh, const Rounded<SLOTS> *x,
       const Lanes by = load(scale.values + group);
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
-        sums[m] = fma(Rounded<SLOTS>::dot(x[m], now), by * all(x[m].unit), sums[m]);
+        sums[m] = fma(Rounded<SLOTS, WIDE>::dot(x[m], now), by * all(x[m].unit), sums[m]);
         if (SHIFT) sums[m] = fma(load(shift.values + group), all(x[m].sum), sums[m]);
       }
     }
@@ -81,18 +82,18 @@ struct Padded {
   }
 };
 
-template <int SLOTS>
+template <int SLOTS, bool WIDE>
 void multiply(const Grouped &stored, const void *given, Result y, int64_t M, int64_t threads) {
 #if defined(__AVX512VNNI__)
-  if (M > FEW) return multiply_panels<SLOTS>(stored, given, y, M, threads);
+  if (M > FEW) return multiply_panels<SLOTS, WIDE>(stored, given, y, M, threads);
 #endif
   const int64_t row_bytes = stored.K * 2 / SLOTS;
   Padded padded;
   const Grouped A = stored.N < BAND ? padded(stored, row_bytes) : stored;
   const int64_t pairs = A.K / PAIR, most = std::min(M, AT_ONCE);
-  static thread_local std::vector<Rounded<SLOTS>> space;
+  static thread_local std::vector<Rounded<SLOTS, WIDE>> space;
   if (static_cast<int64_t>(space.size()) < most * pairs) space.resize(most * pairs);
-  Rounded<SLOTS> *rounded = space.data();
+  Rounded<SLOTS, WIDE> *rounded = space.data();
   const int64_t size = y.bf16 ? 2 : 4, step = std::max<int64_t>(1, JOB / row_bytes / BAND) * BAND;
   for (int64_t from = 0; from < M; from += most) {
     const int64_t rows = std::min(most, M - from);
@@ -126,13 +127,13 @@ void multiply(const Grouped &stored, const void *given, Result y, int64_t M, int
 KERNEL(int4_linear)(const void *x, const uint8_t *q, const uint16_t *scale, const uint16_t *offset, void *y, int64_t M,
                     int64_t N, int64_t K, int64_t group, int64_t bf16, int64_t bf16_scales, int64_t threads) {
   const Grouped A{q, {scale, bf16_scales}, {offset, bf16_scales}, N, K, group};
-  multiply<4>(A, x, {y, N, bf16}, M, threads);
+  bf16 ? multiply<4, false>(A, x, {y, N, bf16}, M, threads) : multiply<4, true>(A, x, {y, N, bf16}, M, threads);
 }
 RECORDED(int4_linear)
 
 KERNEL(int8_linear)(const void *x, const uint8_t *q, const uint16_t *scale, void *y, int64_t M, int64_t N, int64_t K,
                     int64_t group, int64_t bf16, int64_t bf16_scales, int64_t threads) {
   const Grouped A{q, {scale, bf16_scales}, {nullptr, 0}, N, K, group};
-  multiply<2>(A, x, {y, N, bf16}, M, threads);
+  bf16 ? multiply<2, false>(A, x, {y, N, bf16}, M, threads) : multiply<2, true>(A, x, {y, N, bf16}, M, threads);
 }
 RECORDED(int8_linear)

@@ -82,24 +82,26 @@ struct Panel {
   }
 
   // sums [TILE, PANEL] += x . the panel
-  template <bool SHIFT, int SLOTS>
-  INLINE void multiply(const Panel &panel, const Block<SLOTS> *x, int64_t pairs, float (*sums)[PANEL]) {
+  template <bool SHIFT, int SLOTS, bool WIDE>
+  INLINE void multiply(const Panel &panel, const Block<SLOTS, WIDE> *x, int64_t pairs, float (*sums)[PANEL]) {
+    constexpr int BYTES = Block<SLOTS, WIDE>::BYTES;
     for (int64_t pair = 0; pair < pairs; ++pair, ++x) {
-      Ints dots[2][TILE][HALVES];
+      Ints dots[BYTES][TILE][HALVES];
 #pragma GCC unroll 4
       for (int m = 0; m < TILE; ++m)
 #pragma GCC unroll 2
         for (int v = 0; v < HALVES; ++v) {
-          dots[0][m][v] = same(x->start[m]);
-          dots[1][m][v] = same(0);
+          dots[0][m][v] = same(x->start[0][m]);
+          dots[1][m][v] = SLOTS == 2 && WIDE ? same(x->start[1][m]) : same(0);
+          if (WIDE) dots[BYTES - 1][m][v] = same(0);
         }
 #pragma GCC unroll 2
       for (int quad = 0; quad < QUADS; ++quad) {
         Words codes[HALVES];
 #pragma GCC unroll 2
         for (int v = 0; v < HALVES; ++v) codes[v] = words(panel.codes[pair][quad][16 * v]);
-#pragma GCC unroll 2
-        for (int byte = 0; byte < 2; ++byte)
+#pragma GCC unroll 3
+        for (int byte = 0; byte < BYTES; ++byte)
 #pragma GCC unroll 4
           for (int m = 0; m < TILE; ++m) {
             const Words now = same_four(x->words[byte][quad] + m);
@@ -111,7 +113,12 @@ struct Panel {
       for (int m = 0; m < TILE; ++m)
 #pragma GCC unroll 2
         for (int v = 0; v < HALVES; ++v) {
-          const Lanes dot = to_float(above(dots[1][m][v], dots[0][m][v]));
+          Ints top = above(dots[BYTES - 1][m][v], dots[BYTES - 2][m][v]);
+          Lanes dot;
+          if (SLOTS == 2 && WIDE)  // 32 columns would not fit in 32 bits
+            dot = fma(to_float(top), all(256.f), to_float(dots[0][m][v]));
+          else
+            dot = to_float(WIDE ? above(top, dots[0][m][v]) : top);
           float *to = sums[m] + 16 * v;
           Lanes total = fma(dot, load(panel.scale[pair] + 16 * v) * all(x->unit[m]), load(to));
           if (SHIFT) total = fma(load(panel.shift[pair] + 16 * v), all(x->sum[m]), total);
@@ -128,8 +135,8 @@ struct Panel {
   INLINE Words same_four(const int32_t *p) { return {_mm512_set1_epi32(*p)}; }
 };
 
-template <bool SHIFT, int SLOTS>
-void panels(const Grouped &A, int64_t begin, int64_t rows, const Block<SLOTS> *x, const Result &y, int64_t M) {
+template <bool SHIFT, int SLOTS, bool WIDE>
+void panels(const Grouped &A, int64_t begin, int64_t rows, const Block<SLOTS, WIDE> *x, const Result &y, int64_t M) {
   static thread_local Panel panel;
   alignas(64) static thread_local float sums[PASS][PANEL];
   std::memset(sums, 0, sizeof sums);
@@ -143,22 +150,22 @@ void panels(const Grouped &A, int64_t begin, int64_t rows, const Block<SLOTS> *x
 }
 
 // A thread's blocks of x, for any matrix.
-template <int SLOTS>
+template <int SLOTS, bool WIDE>
 void multiply_panels(const Grouped &A, const void *given, Result y, int64_t M, int64_t threads) {
-  static thread_local std::vector<Block<SLOTS>> space;
+  static thread_local std::vector<Block<SLOTS, WIDE>> space;
   const int64_t stride = A.K / PAIR, most = std::min(M, PASS), size = y.bf16 ? 2 : 4;
   if (const size_t blocks = (most + TILE - 1) / TILE * stride; space.size() < blocks) space.resize(blocks);
-  Block<SLOTS> *blocks = space.data();
+  Block<SLOTS, WIDE> *blocks = space.data();
   for (int64_t from = 0; from < M; from += PASS) {
     const int64_t rows = std::min(PASS, M - from);
     const char *x = static_cast<const char *>(given) + from * A.K * size;
     share((rows + TILE - 1) / TILE, threads, [&](int64_t tile) {
       for (int64_t i = 0; i < stride; ++i) {
         const int64_t at = tile * TILE * A.K + i * PAIR, left = rows - tile * TILE;
-        if (y.bf16)
-          blocks[tile * stride + i].fill(reinterpret_cast<const uint16_t *>(x) + at, A.K, left);
-        else
+        if constexpr (WIDE)
           blocks[tile * stride + i].fill(reinterpret_cast<const float *>(x) + at, A.K, left);
+        else
+          blocks[tile * stride + i].fill(reinterpret_cast<const uint16_t *>(x) + at, A.K, left);
       }
     });
     const Result to{static_cast<char *>(y.y) + from * y.N * size, y.N, y.bf16};

@@ -51,6 +51,7 @@ INLINE Ints rounded(const float *x, float by) {  // sixteen floats times `by`, t
 INLINE Ints high_part(Ints a) {  // without the last eight bits, to the nearest
   return {_mm512_srai_epi32(_mm512_add_epi32(a.v, _mm512_set1_epi32(128)), 8)};
 }
+INLINE Ints low_part(Ints a) { return {_mm512_srai_epi32(_mm512_slli_epi32(a.v, 24), 24)}; }  // the last eight, signed
 INLINE int32_t total(Ints a) { return _mm512_reduce_add_epi32(a.v); }
 INLINE void store_bytes(Ints a, int8_t *to) {
   _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm512_cvtepi32_epi8(a.v));
@@ -106,6 +107,13 @@ INLINE Ints rounded(const float *x, float by) {
   const __m256 unit = _mm256_set1_ps(by);
   return {_mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), unit)),
           _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8), unit))};
+}
+INLINE Ints high_part(Ints x) {
+  const __m256i half = _mm256_set1_epi32(128);
+  return {_mm256_srai_epi32(_mm256_add_epi32(x.a, half), 8), _mm256_srai_epi32(_mm256_add_epi32(x.b, half), 8)};
+}
+INLINE Ints low_part(Ints x) {
+  return {_mm256_srai_epi32(_mm256_slli_epi32(x.a, 24), 24), _mm256_srai_epi32(_mm256_slli_epi32(x.b, 24), 24)};
 }
 INLINE int32_t total(Ints x) {
   alignas(32) int32_t eight[8];

@@ -63,6 +63,14 @@ INLINE Ints rounded(const float *x, float by) {
   for (int i = 0; i < 16; ++i) r.v[i] = static_cast<int32_t>(__builtin_lrintf(x[i] * by));
   return r;
 }
+INLINE Ints high_part(Ints a) {
+  for (int i = 0; i < 16; ++i) a.v[i] = (a.v[i] + 128) >> 8;
+  return a;
+}
+INLINE Ints low_part(Ints a) {
+  for (int i = 0; i < 16; ++i) a.v[i] = static_cast<int8_t>(a.v[i]);
+  return a;
+}
 INLINE int32_t total(Ints a) {
   int32_t sum = 0;
   for (int i = 0; i < 16; ++i) sum += a.v[i];

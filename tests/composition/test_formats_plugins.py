@@ -23,8 +23,7 @@ def test_cells_equal_the_plain_path(model: str, format: str) -> None:
             continue
         wanted, got = plain(model, format, cell.plugin), run(cell)
         assert torch.equal(got.answer, wanted.answer), cell
-        rounded = format in ("int8", "int4")  # whose kernels round activations to 16 bits
-        assert zoo.gap(got.logits, wanted.logits) <= (3e-3 if rounded else 1e-4), cell
+        assert zoo.gap(got.logits, wanted.logits) <= 1e-4, cell
 
 
 def test_the_matrix_is_whole() -> None:
