@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fluvial.adapters.errors import IntegrityError
+from fluvial.adapters.formats.product import product
 from fluvial.adapters.ops import op
 
 Route = Mapping[str, "float | Tensor"]  # plugin -> strength, a number or [B]
@@ -47,7 +48,7 @@ def low_rank(
 ) -> Tensor:
     """y + strength (scale (x A^T) B^T + gain * base + bias): y, base [B, ..., out], x [B, ..., in], A [rank, in],
     B [out, rank], gain and bias [out], strength a number or [B] -> [B, ..., out]."""
-    update = F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype))
+    update = product(product(x, A), B)
     if scale != 1:
         update = update * scale
     return y + weighted(_finished(update, base, gain, bias), strength)
@@ -108,7 +109,7 @@ class LookupPair:
 
     def __call__(self, y: Tensor, x: Tensor, base: Tensor, strength: float | Tensor) -> Tensor:
         """x int64 [B, ...], `base` the table's rows [B, ..., d] -> y with the update [B, ..., d]."""
-        rows = F.linear(F.embedding(x, self.A.T).to(base.dtype), self.B.to(base.dtype)) * self.scale
+        rows = product(F.embedding(x, self.A.T).to(base.dtype), self.B) * self.scale
         return y + weighted(_finished(rows, base, self.gain, None), strength)
 
 
@@ -132,7 +133,7 @@ class Replacement:
 
     def __call__(self, y: Tensor, x: Tensor, base: Tensor, strength: float | Tensor) -> Tensor:
         """y with the update [B, ..., out]; integer x are rows to look up."""
-        other = self.matrix[x] if not x.is_floating_point() else F.linear(x, self.matrix.to(x.dtype))
+        other = self.matrix[x] if not x.is_floating_point() else product(x, self.matrix)
         return y + weighted(_finished(other.to(base.dtype) - base, base, None, self.bias), strength)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fluvial.adapters.errors import UnsupportedError
+from fluvial.adapters.formats.product import product
 
 Parts = dict[str, Tensor]
 _formats: dict[str, Format] = {}
@@ -34,11 +34,11 @@ class Format(ABC):
 
     def matmul(self, x: Tensor, parts: Parts) -> Tensor:
         """x [..., in] -> x W^T [..., out], in x's dtype."""
-        return F.linear(x, self.unpack(parts).to(x.dtype))
+        return product(x, self.unpack(parts))
 
     def matmul_rows(self, x: Tensor, parts: Parts, rows: slice | Tensor) -> Tensor:
         """`matmul` by some rows of the matrix only, a slice or int64 [n]: x [..., in] -> [..., n]."""
-        return F.linear(x, self.unpack(parts)[rows].to(x.dtype))
+        return product(x, self.unpack(parts)[rows])
 
     def rows(self, parts: Parts, ids: Tensor) -> Tensor:
         """ids int64 [...] -> rows of the matrix [..., in] (an embedding look-up)."""

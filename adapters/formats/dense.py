@@ -8,13 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fluvial.adapters.formats.base import Format, Parts, register
+from fluvial.adapters.formats.product import product
 from fluvial.adapters.ops import op
 
 
 @op
 def dense_linear(x: Tensor, weight: Tensor) -> Tensor:
     """x [..., in], weight [out, in] in any precision -> x W^T [..., out] in x's dtype."""
-    return F.linear(x, weight.to(x.dtype))
+    return product(x, weight)
 
 
 class Dense(Format):

@@ -7,11 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fluvial.adapters.errors import IntegrityError, UnsupportedError
 from fluvial.adapters.formats.base import Format, Parts
+from fluvial.adapters.formats.product import product
 
 GROUPS = (128, 64, 32)  # columns that share a scale, largest first
 BLOCK = 1 << 17  # elements in work at a time
@@ -157,5 +157,5 @@ def blocks(d_out: int, d_in: int) -> list[slice]:
 
 def linear(x: Tensor, d_out: int, unpacked: Callable[[slice], Tensor]) -> Tensor:
     """x [..., in] times the rows that `unpacked(slice)` gives, transposed -> [..., out] in x's dtype."""
-    parts = [F.linear(x, unpacked(rows).to(x.dtype)) for rows in blocks(d_out, x.shape[-1])]
+    parts = [product(x, unpacked(rows)) for rows in blocks(d_out, x.shape[-1])]
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
