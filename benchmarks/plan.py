@@ -74,9 +74,14 @@ def allocated(decoder: Decoder, ids: torch.Tensor, state: Any) -> tuple[int, Any
         path = Path(folder, "trace.json")
         record.export_chrome_trace(str(path))
         events = [e for e in json.loads(path.read_text())["traceEvents"] if e.get("name") == "[memory]"]
-    now = most = 0
+    inside, now, most = dict[int, int](), 0, 0  # what was there before goes at any time, and does not count
     for event in sorted(events, key=lambda e: (e["ts"], e["args"].get("Ev Idx", 0))):
-        now += event["args"]["Bytes"]
+        address, size = event["args"]["Addr"], event["args"]["Bytes"]
+        if size > 0:
+            inside[address] = size
+        else:
+            size = -inside.pop(address, 0)
+        now += size
         most = max(most, now)
     del logits
     return most, state

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fluvial.adapters.formats.product import size
 from fluvial.encoders.frame import Frame
 from fluvial.engine.engine import Engine
 from fluvial.engine.measure import CHUNK, decoder_of, resident_bytes
@@ -34,10 +35,12 @@ Held = tuple[int, int, int]  # tokens, frames, bytes of state and tape
 
 
 def live(engine: Engine, tokens: int, frames: int) -> Iterator[Held]:
-    """A hundredth of the tokens of text and of the frames for each item; goes on for ever."""
+    """A hundredth of the tokens of text and of the frames for each item; goes on for ever. Texts in the first one have
+    all sizes for which torch compiles and keeps a product."""
     rng, encode = np.random.default_rng(1), engine.model.tokenizer.encode
     ground = rng.integers(0, 256, (8, 8, 3), np.uint8)
     shown = read = step = 0
+    sizes = sorted({size(rows) for rows in range(1, CHUNK + 1)})
     with engine.live(overflow="block") as session:
         while True:
             step += 1
@@ -46,7 +49,7 @@ def live(engine: Engine, tokens: int, frames: int) -> Iterator[Held]:
                 session.push(Frame(ground.repeat(8, 0).repeat(8, 1), shown / 2, shown))
                 shown += 1
             while read < tokens * step // STEPS:
-                text, goal = "", min(read + AT_ONCE, tokens * step // STEPS)
+                text, goal = "", min(read + (sizes.pop() if sizes else AT_ONCE), tokens * step // STEPS)
                 while read < goal:
                     line = sentence(rng)
                     text, read = text + line, read + len(encode(line, special=False, first=False))

@@ -132,9 +132,9 @@ def _forward(decoder: Decoder, state: State, tokens: int) -> int:
         ends.append(after)
         return decoder.logits(hidden[0, -1]).float()
 
-    held = [rows for leaf in state.leaves.values() for rows in _tensors(leaf)]
+    held, tape = [rows for leaf in state.leaves.values() for rows in _tensors(leaf)], state.nbytes("tape")
     most = peak(run, [*decoder.parameters(), *decoder.buffers(), *held, ids])
-    return most - (ends[0].nbytes("tape") - state.nbytes("tape"))  # which stay
+    return most - (ends[0].nbytes("tape") - tape)  # which stay, in stores that both states know
 
 
 def _tensors(leaf: Leaf) -> list[Tensor]:

@@ -1,9 +1,8 @@
 """How much memory a forward takes beside weights and state: its real code run on torch's meta device, where tensors
 have shapes and no values, with every tensor counted from when it is made to when it is let go.
 
-Matrices in few bits are multiplied as the CPU's kernels do, without unpacking; recurrences and softmax attention hold
-their results alone: these are written in as shapes. Where there are no kernels it is more. What a library allocates
-inside one operation is not seen.
+Ops hold their results alone, as the CPU's kernels do, and so does torch's softmax attention: these are written in as
+shapes. Where there are no kernels it is more. What a library allocates inside one operation is not seen.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_iter
+from torch.utils._pytree import tree_iter, tree_map_only
 
 from fluvial.adapters.ops import kernel, registered
 from fluvial.models import decoder  # noqa: F401  (its mixers register their ops)
@@ -29,7 +28,9 @@ class Live(TorchDispatchMode):
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.now = self.most = 0
-        self._held = {tensor.untyped_storage()._cdata for tensor in known}
+        self._held = set[int]()
+        for tensor in known:
+            self._hold(tensor.untyped_storage(), 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -39,12 +40,14 @@ class Live(TorchDispatchMode):
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._held:
-            self._held.add(key)
-            self.now += size
+        if storage._cdata not in self._held:
+            self.now += storage.nbytes()
             self.most = max(self.most, self.now)
-            weakref.finalize(storage, self._gone, key, size).atexit = False
+            self._hold(storage, storage.nbytes())
+
+    def _hold(self, storage: torch.UntypedStorage, size: int) -> None:
+        self._held.add(storage._cdata)
+        weakref.finalize(storage, self._gone, storage._cdata, size).atexit = False
 
     def _gone(self, key: int, size: int) -> None:
         self._held.discard(key)
@@ -61,27 +64,25 @@ class _NoScores(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _output_only(rows_of: Callable[..., int]) -> Callable[..., Tensor]:
-    return lambda x, *parts: x.new_empty(*x.shape[:-1], rows_of(*parts))
+def _results_only(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """What a kernel allocates."""
 
-
-def _ends(reference: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    """What a kernel allocates: its results, and inputs in order where they are not."""
-
-    def run(*args: Any) -> tuple[Tensor, ...]:
-        args = tuple(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args)
+    def run(*args: Any) -> Any:
         with _disable_current_modes():
-            shapes = [result.shape for result in reference(*args)]
-        return tuple(args[0].new_empty(shape) for shape in shapes)
+            shapes = reference(*args)
+        return tree_map_only(Tensor, torch.empty_like, shapes)
 
     return run
 
 
+def _fp32(first: Tensor, *_: Any) -> bool:
+    return first.dtype is torch.float32
+
+
+_OF_ANY_DTYPE = ("_linear", "_mix", "attend")  # the CPU's other kernels take fp32 alone
 for _name, _op in registered().items():
-    if _name.endswith("_mix"):
-        kernel(_name, "meta", label="shape only", accepts=lambda *_: True)(_ends(_op.reference))
-for _name in ("int4_linear", "int8_linear", "dense_linear"):
-    kernel(_name, "meta", label="shape only", accepts=lambda *_: True)(_output_only(lambda q, *_: int(q.shape[0])))
+    _accepts = (lambda *_: True) if _name.endswith(_OF_ANY_DTYPE) else _fp32
+    kernel(_name, "meta", label="shape only", accepts=_accepts)(_results_only(_op.reference))
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ FEW, STEP = 16, 8  # rows
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """x [..., in], weight [out, in] -> x W^T [..., out] in x's dtype.
 
-    On the CPU torch's oneDNN compiles half-precision products for each number of rows and keeps up to 1,024 of them, half
-    a MB each, and a stream has texts of all lengths. So there the rows are filled up to one of at most 8 sizes an octave.
+    On the CPU torch's oneDNN compiles half-precision products for each number of rows and keeps up to 1,024 of them,
+    half a MB each, and a stream has texts of all lengths. So there the rows are filled up to one of few sizes.
     """
     weight = weight.to(x.dtype)
     rows = x.shape[:-1].numel()
