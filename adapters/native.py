@@ -56,16 +56,15 @@ class Function:
 
 def numbers(values: Sequence[int], about: torch.Tensor) -> Any:
     """int64 values for a kernel, about a tensor that it uses; the next call of the same shapes may have others."""
-    array = (ctypes.c_int64 * len(values))(*values)
-    recorder = _recording.get()
-    if recorder is not None:
-        recorder.numbers(array, about)
-    return array
+    return _told((ctypes.c_int64 * len(values))(*values), about)
 
 
 def floats(values: Sequence[float], about: torch.Tensor) -> Any:
     """As `numbers`, in fp32."""
-    array = (ctypes.c_float * len(values))(*values)
+    return _told((ctypes.c_float * len(values))(*values), about)
+
+
+def _told(array: Any, about: torch.Tensor) -> Any:
     recorder = _recording.get()
     if recorder is not None:
         recorder.numbers(array, about)

@@ -4,7 +4,8 @@ input, state and route of the same shapes."""
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -70,59 +71,53 @@ class Recorded:
         """Runs the forward, unless there is a reason not to. States of one layout share its spare memory: `layouts` are
         those known."""
         self.why = why
+        if why:
+            return
+        with self._or_why():
+            leaves, x = ready(leaves, x.shape[1]), x.contiguous()
+            recording = Recording()
+            heard = _Heard.of(step, recording)
+            with recording.listening():
+                hidden, pending = forward(x, leaves, heard)
+            after = {name: one.value for name, one in pending.items() if isinstance(one, Final)}
+            tensors = tuple((name, leaf.shape, leaf.dtype) for name, leaf in leaves.items() if isinstance(leaf, Tensor))
+            layout = Layout(tuple(leaves), tensors)
+            self._layout = layouts.setdefault(layout, layout)
+            self._memos = [(make, [t.stride() for t in _tensors(value)]) for make, value in heard.memos]
+            moving = [extent(x), *(extent(t) for _, value in heard.memos for t in _tensors(value))]
+            moving += [extent(leaf) for leaf in leaves.values() if isinstance(leaf, Tensor)]
+            self._tapes = [name for name, leaf in leaves.items() if isinstance(leaf, Tape)]
+            for name in self._tapes:
+                tape = leaves[name]
+                assert isinstance(tape, Tape)
+                k, v = tape.stores
+                about = next((values for values, t in recording.described if t is k), None)
+                moving += [extent(k), extent(v), (0, 0) if about is None else _extent(about)]
+            kept = _Kept(recording)
+            self._hidden = kept.maker(hidden, leaves)
+            self._pending: dict[str, Maker] | None = None
+            if step.journal:
+                self._pending = {name: kept.maker(one, leaves) for name, one in pending.items()}
+            else:
+                for name, shape, dtype in tensors:
+                    leaf = after[name]
+                    if not isinstance(leaf, Tensor) or (leaf.shape, leaf.dtype) != (shape, dtype):
+                        raise NotRecordable("a leaf changes its shape")
+                    if kept.add(leaf) != len(kept.tensors) - 1 or leaf.numel() != kept.tensors[-1].numel():
+                        raise NotRecordable("a leaf is not a piece of memory of its own")
+            self._kept = [(t.shape, t.dtype) for t in kept.tensors]
+            spans, plugins = [[one] for one in moving], list[Tensor]()
+            if operands is not None:
+                spans += _strengths(recording, operands)
+                plugins += operands.tensors
+            self._program = Program(recording, spans, kept.tensors, weights, plugins)
+
+    @contextmanager
+    def _or_why(self) -> Iterator[None]:
         try:
-            if not why:
-                leaves = ready(leaves, x.shape[1])
-                self._record(forward, x.contiguous(), leaves, step, weights, operands, layouts)
+            yield
         except NotRecordable as reason:
             self.why = str(reason)
-
-    def _record(
-        self,
-        forward: Forward,
-        x: Tensor,
-        leaves: Mapping[str, Leaf],
-        step: Step,
-        weights: Sequence[Tensor],
-        operands: Operands | None,
-        layouts: dict[Layout, Layout],
-    ) -> None:
-        recording = Recording()
-        heard = _Heard.of(step, recording)
-        with recording.listening():
-            hidden, pending = forward(x, leaves, heard)
-        after = {name: one.value for name, one in pending.items() if isinstance(one, Final)}
-        tensors = tuple((name, leaf.shape, leaf.dtype) for name, leaf in leaves.items() if isinstance(leaf, Tensor))
-        layout = Layout(tuple(leaves), tensors)
-        self._layout = layouts.setdefault(layout, layout)
-        self._memos = [(make, [t.stride() for t in _tensors(value)]) for make, value in heard.memos]
-        moving = [extent(x), *(extent(t) for _, value in heard.memos for t in _tensors(value))]
-        moving += [extent(leaf) for leaf in leaves.values() if isinstance(leaf, Tensor)]
-        self._tapes = [name for name, leaf in leaves.items() if isinstance(leaf, Tape)]
-        for name in self._tapes:
-            tape = leaves[name]
-            assert isinstance(tape, Tape)
-            k, v = tape.stores
-            about = next((values for values, t in recording.described if t is k), None)
-            moving += [extent(k), extent(v), (0, 0) if about is None else _extent(about)]
-        kept = _Kept(recording)
-        self._hidden = kept.maker(hidden, leaves)
-        self._pending: dict[str, Maker] | None = None
-        if step.journal:
-            self._pending = {name: kept.maker(one, leaves) for name, one in pending.items()}
-        else:
-            for name, shape, dtype in tensors:
-                leaf = after[name]
-                if not isinstance(leaf, Tensor) or (leaf.shape, leaf.dtype) != (shape, dtype):
-                    raise NotRecordable("a leaf changes its shape")
-                if kept.add(leaf) != len(kept.tensors) - 1 or leaf.numel() != kept.tensors[-1].numel():
-                    raise NotRecordable("a leaf is not a piece of memory of its own")
-        self._kept = [(t.shape, t.dtype) for t in kept.tensors]
-        spans, plugins = [[one] for one in moving], list[Tensor]()
-        if operands is not None:
-            spans += _strengths(recording, operands)
-            plugins += operands.tensors
-        self._program = Program(recording, spans, kept.tensors, weights, plugins)
 
     def __call__(
         self,

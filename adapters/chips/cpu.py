@@ -39,10 +39,7 @@ def some(rows: Tensor, padding: Tensor | None) -> bool:
 
 def same(shape: tuple[int, ...], *tensors: Tensor) -> bool:
     """Whether all have that shape."""
-    for t in tensors:  # noqa: SIM110  (a generator takes longer, and this runs for every call)
-        if t.shape != shape:
-            return False
-    return True
+    return [t.shape for t in tensors].count(torch.Size(shape)) == len(tensors)
 
 
 def contiguous(tensors: Sequence[Tensor | None]) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,17 +15,8 @@ from fluvial.adapters.ops import kernel
 _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
-def _accepts(
-    y: Tensor,
-    x: Tensor,
-    A: Tensor,
-    B: Tensor,
-    base: Tensor,
-    gain: Tensor | None,
-    bias: Tensor | None,
-    scale: float,
-    strength: float | Tensor,
-) -> bool:
+def _accepts(*args: Any) -> bool:
+    y, x, A, B, base, gain, bias, _, strength = args
     out, rank = B.shape
     fits = y.shape[-1] == out and x.shape[-1] == A.shape[1] and x.shape[:-1] == y.shape[:-1] and y.shape == base.shape
     if not fits or A.shape[0] != rank or x.numel() == 0 or y.numel() == 0:
@@ -43,19 +35,8 @@ def _register(library: native.Library) -> None:
     update = library.kernel("low_rank", [_POINTER] * 9 + [_SIZE] * 5 + [_FLOAT] + [_SIZE] * 2)
 
     @kernel("low_rank", "cpu", label=f"C++ {library.sets[-1]}", accepts=_accepts)
-    def low_rank(
-        y: Tensor,
-        x: Tensor,
-        A: Tensor,
-        B: Tensor,
-        base: Tensor,
-        gain: Tensor | None,
-        bias: Tensor | None,
-        scale: float,
-        strength: float | Tensor,
-        *,
-        instructions: str | None = None,
-    ) -> Tensor:
+    def low_rank(*args: Any, instructions: str | None = None) -> Tensor:
+        y, x, A, B, base, gain, bias, scale, strength = args
         strengths = native.floats(strength.tolist() if isinstance(strength, Tensor) else [strength], A)
         y, x, rows, columns = y.contiguous(), x.contiguous(), A.contiguous(), B.mT.contiguous()
         base = y if gain is None else base.contiguous()
