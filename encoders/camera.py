@@ -64,13 +64,15 @@ class Camera:
                     wait, capture = min(2 * wait, BACK_OFF[1]), self._connect(self.where)
                     continue
                 wait = BACK_OFF[0]
-                if now - last > GAP:
+                if self.frames and now - last > GAP:
                     self.gaps += 1
                     yield Gap(now - start, now - last, f"{self.name} gave no picture.")
                 last = now
-                if self.fps is not None and now - start < due:
-                    continue
-                due = 0.0 if self.fps is None else max(due, now - start - 1 / self.fps) + 1 / self.fps
+                if self.fps is not None:
+                    late = now - start - due
+                    if late < 0:
+                        continue
+                    due = (due if late * self.fps < 1 else now - start) + 1 / self.fps
                 yield Frame(rgb, now - start, self.frames)
                 self.frames += 1
         finally:
