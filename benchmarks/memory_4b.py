@@ -183,7 +183,7 @@ def resident() -> dict[str, float]:
     }
 
 
-def measure(folder: Path, quant: str, tokens: int, side: int) -> None:
+def measure(folder: Path, quant: str, kv: str, tokens: int, side: int) -> None:
     """Prints one JSON line a stage."""
     import numpy as np
     import torch
@@ -201,7 +201,7 @@ def measure(folder: Path, quant: str, tokens: int, side: int) -> None:
         print(row, file=sys.stderr, flush=True)
 
     stage("interpreter and torch")
-    engine = fluvial.load(folder, quant=quant or None)
+    engine = fluvial.load(folder, quant=quant or None, kv=kv)
     stage("load", weights=engine.explain()["weights"])
     session = engine.session()
     pushed = session.push("q" + " \x01" * tokens)  # a token each
@@ -254,7 +254,7 @@ TASKS: dict[str, Callable[..., None]] = {
     "make": lambda folder, small: make(Path(folder), small == "True"),
     "shard": lambda path: write_shard(Path(path)),
     "pack": lambda plain, folder, quant: write_packed(Path(plain), Path(folder), quant),
-    "measure": lambda folder, quant, tokens, side: measure(Path(folder), quant, int(tokens), int(side)),
+    "measure": lambda folder, quant, kv, tokens, side: measure(Path(folder), quant, kv, int(tokens), int(side)),
 }
 
 
@@ -262,6 +262,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="a fiftieth of the size")
     parser.add_argument("--quant", default="int4-small")
+    parser.add_argument("--kv", default="exact", help="attention's rows: exact, int8 or window:N")
     parser.add_argument("--tokens", type=int, default=1000)
     parser.add_argument("--side", type=int, default=1024, help="of the image, in pixels")
     parser.add_argument("--folder", type=Path, help="where to put, or find, the folders bf16 and packed")
@@ -279,9 +280,9 @@ def main() -> None:
         if args.only != "streamed":
             if not packed.is_dir():
                 fresh("pack", plain, packed, args.quant)
-            results["packed"] = fresh("measure", packed, "", args.tokens, args.side)
+            results["packed"] = fresh("measure", packed, "", args.kv, args.tokens, args.side)
         if args.only != "packed":
-            results["streamed"] = fresh("measure", plain, args.quant, args.tokens, args.side)
+            results["streamed"] = fresh("measure", plain, args.quant, args.kv, args.tokens, args.side)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
 
