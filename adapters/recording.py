@@ -27,7 +27,6 @@ from fluvial.adapters import native
 MOST = 64  # words of a call, as in kernels/program.cpp
 COPY, ADD, MULTIPLY, SCALE, RELU, SQUARE = range(6)  # as in kernels/elements.cpp
 ALIGNED = 64  # bytes
-LARGE = 64 << 10  # bytes
 FIXED, SCRATCH, MOVING = range(3)  # bases: 0, the memory between, and from there on what moves
 
 _aten = torch.ops.aten
@@ -236,9 +235,8 @@ class Program:
                 found[-1].append(region)
         self.scratch = _placed([r for r in regions if r.base == SCRATCH and r.first >= 0])
         code, self.calls = list[int](), len(recording.calls)
-        matrices = _next(found)
-        for call, owners, (start, size) in zip(recording.calls, found, matrices, strict=True):
-            code += [call.kernel, len(call.words), start, size]
+        for call, owners in zip(recording.calls, found, strict=True):
+            code += [call.kernel, len(call.words)]
             for word, region in zip(call.words, owners, strict=True):
                 base = FIXED if region is None else region.base
                 code += [base, word if region is None or base == FIXED else word - region.start + region.at]
@@ -247,7 +245,7 @@ class Program:
         library = native.library()
         assert library is not None
         self._run = library.handle.fluvial_run_program
-        self._run.argtypes, self._run.restype = [_POINTER, _SIZE, _POINTER, _SIZE], None
+        self._run.argtypes, self._run.restype = [_POINTER, _SIZE, _POINTER], None
 
     def __call__(self, moving: Iterable[int], kept: Iterable[int], operands: Any = None) -> None:
         """Runs it with these addresses of what moves, of the new tensors, and an array of those of the operands."""
@@ -259,24 +257,13 @@ class Program:
 
     def call(self, bases: Any) -> None:
         """The native part of a run."""
-        self._run(self._code, self.calls, bases, torch.get_num_threads())
+        self._run(self._code, self.calls, bases)
 
 
 def extent(t: Tensor) -> Span:
     """Where a tensor begins, and its bytes up to the last value."""
     last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
     return t.data_ptr(), (last + 1) * t.element_size() if t.numel() else 0
-
-
-def _next(found: Sequence[Sequence[_Region | None]]) -> list[Span]:
-    """Behind each call, the next matrix that will be read: at least `LARGE` bytes that never move."""
-    spans, now = list[Span](), (0, 0)
-    for owners in reversed(found):
-        spans.append(now)
-        sizes = [(r.end - r.start, r.start) for r in owners if r is not None and r.base == FIXED]
-        size, start = max(sizes, default=(0, 0))
-        now = (start, size) if size >= LARGE else now
-    return spans[::-1]
 
 
 def _start(t: Tensor) -> int:

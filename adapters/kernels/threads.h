@@ -1,5 +1,4 @@
-// Sharing a loop between torch's OpenMP threads, on a machine that may have other work. The kernels of a recorded forward
-// share theirs with one team, that of its program; a kernel called alone opens a parallel region.
+// Sharing a loop between torch's OpenMP threads, on a machine that may have other work.
 //
 // The end of a parallel region waits for its slowest thread; when other programs hold the cores that can be a time slice,
 // hundreds of times a kernel's own length. So the wait is measured, and after a long one the kernels run on the caller's
@@ -13,8 +12,6 @@ namespace fluvial {
 bool may_share();            // whether a parallel region may start now; threads.cpp
 int64_t clock_ns();          // a clock that only goes forward
 void waited(int64_t ns);     // how long the caller's thread waited at the end of a region
-using Share = void (*)(const void *job, int64_t i);
-bool together(Share run, const void *job, int64_t jobs);  // by the team that this thread leads; false: it leads none
 }  // namespace fluvial
 
 namespace {
@@ -25,8 +22,6 @@ constexpr int64_t THREADED = 1 << 18;  // multiply-adds below which threads cost
 template <typename Job>
 INLINE void share(int64_t jobs, int64_t threads, const Job &job) {
   threads = threads < jobs ? threads : jobs;
-  if (threads > 1 && fluvial::together([](const void *what, int64_t i) { (*static_cast<const Job *>(what))(i); }, &job, jobs))
-    return;
   if (threads <= 1 || !fluvial::may_share()) {
     for (int64_t i = 0; i < jobs; ++i) job(i);
     return;

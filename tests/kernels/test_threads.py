@@ -1,4 +1,4 @@
-"""A recorded forward on several threads: one team for the whole program, the same bits as one thread."""
+"""A recorded forward on several threads: the same bits as on one thread."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_same_bits_on_any_number_of_threads(quant: str) -> None:
         assert torch.equal(said(model, 1), alone)  # recorded with one
 
 
-def test_several_callers_have_a_team_each() -> None:
+def test_several_callers_at_once() -> None:
     model = made("int4-g32")
     alone = [said(model, seed) for seed in range(4)]
     torch.set_num_threads(2)
