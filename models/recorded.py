@@ -4,8 +4,7 @@ input, state and route of the same shapes."""
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -73,7 +72,7 @@ class Recorded:
         self.why = why
         if why:
             return
-        with self._or_why():
+        try:
             leaves, x = ready(leaves, x.shape[1]), x.contiguous()
             recording = Recording()
             heard = _Heard.of(step, recording)
@@ -111,11 +110,6 @@ class Recorded:
                 spans += _strengths(recording, operands)
                 plugins += operands.tensors
             self._program = Program(recording, spans, kept.tensors, weights, plugins)
-
-    @contextmanager
-    def _or_why(self) -> Iterator[None]:
-        try:
-            yield
         except NotRecordable as reason:
             self.why = str(reason)
 
