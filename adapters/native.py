@@ -19,7 +19,7 @@ import torch  # before the library: it brings the one OpenMP runtime that both u
 
 from fluvial.adapters.errors import UnsupportedError
 
-ABI = 7  # as in kernels/abi.cpp
+ABI = 8  # as in kernels/abi.cpp
 SETS = ("baseline", "avx2", "avx512", "avx512vnni")  # narrowest first; each copy's suffix
 _recording: ContextVar[Recorder | None] = ContextVar("recording", default=None)
 

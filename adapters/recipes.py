@@ -52,6 +52,11 @@ class Recipe:
     formats: Mapping[str, str]
     dtype: torch.dtype = torch.float32
 
+    @property
+    def stored(self) -> str:
+        """The recipe that stores the same bytes, by its name."""
+        return self.name.removesuffix(ROUNDED)
+
     def format(self, name: str, layer: Linear) -> Format:
         """The format of the matrix `name` ("decoder.blocks.0.mixer.q_proj"). Errors: UnsupportedError."""
         return fitting(self.formats[class_of(name, layer)], layer.d_in)
@@ -61,6 +66,15 @@ _INT8 = dict.fromkeys(CLASSES, "int8-g128") | {"gate": "dense"}
 _INT4 = _INT8 | dict.fromkeys(("in", "up", "down"), "int4-g32")
 _SMALL = _INT8 | dict.fromkeys(("in", "key_value", "out", "up", "down"), "int4-g128")
 _SMALL |= {"embedding": "int4-g32", "head": "int4-g32", "gate": "int8-g32"}
+ROUNDED = "-a8"  # ends the names of recipes and formats that round what they multiply to 8 bits (formats/grouped.py)
+
+
+def _rounding(of: Recipe) -> Recipe:
+    """The same bytes, multiplied sooner; gates keep what they multiply."""
+    formats = {kind: f if kind == "gate" or f == "dense" else f + ROUNDED for kind, f in of.formats.items()}
+    return Recipe(of.name + ROUNDED, formats, of.dtype)
+
+
 RECIPES = {
     "int8": Recipe("int8", _INT8),
     "int4": Recipe("int4", _INT4),
@@ -69,6 +83,7 @@ RECIPES = {
     "fp16": Recipe("fp16", dict.fromkeys(CLASSES, "fp16"), torch.float16),
     "fp32": Recipe("fp32", dict.fromkeys(CLASSES, "fp32"), torch.float32),
 }
+RECIPES |= {one.name: one for one in map(_rounding, [r for r in RECIPES.values() if r.name.startswith("int")])}
 
 
 def recipe(name: str) -> Recipe:

@@ -2,8 +2,8 @@
 
 A decode step reads every matrix once and is bound by memory, so a kernel reads nothing but the stored bytes. For int4
 and int8 x becomes whole numbers (kernels/rounded.h): of fp32 as much as fp32 sums would keep, of bf16 the first 16 bits
-below the largest of 32 columns. They are the same for any number of rows and on every instruction set. bf16 and fp32
-weights are multiplied in fp32.
+below the largest of 32 columns, or what `x_bits` says. They are the same for any number of rows and on every
+instruction set. bf16 and fp32 weights are multiplied in fp32.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def _scaled(x: Tensor, q: Tensor, scale: Tensor, columns: int, *more: Tensor) ->
     )
 
 
-def _accepts_int4(x: Tensor, q: Tensor, scale: Tensor, offset: Tensor | None) -> bool:
-    if q.dtype is not torch.uint8:
+def _accepts_int4(x: Tensor, q: Tensor, scale: Tensor, offset: Tensor | None, x_bits: int | None = None) -> bool:
+    if x_bits not in (None, 8) or q.dtype is not torch.uint8:
         return False
     if offset is None:
         return _scaled(x, q, scale, 2 * q.shape[-1])
@@ -57,8 +57,8 @@ def _accepts_int4(x: Tensor, q: Tensor, scale: Tensor, offset: Tensor | None) ->
     return same and _scaled(x, q, scale, 2 * q.shape[-1], offset)
 
 
-def _accepts_int8(x: Tensor, q: Tensor, scale: Tensor) -> bool:
-    return q.dtype is torch.int8 and _scaled(x, q, scale, q.shape[-1])
+def _accepts_int8(x: Tensor, q: Tensor, scale: Tensor, x_bits: int | None = None) -> bool:
+    return x_bits in (None, 8) and q.dtype is torch.int8 and _scaled(x, q, scale, q.shape[-1])
 
 
 def _accepts_dense(x: Tensor, weight: Tensor) -> bool:
@@ -72,8 +72,8 @@ def _accepts_dense(x: Tensor, weight: Tensor) -> bool:
 
 
 def _register(library: native.Library) -> None:
-    int4 = library.kernel("int4_linear", [_POINTER] * 5 + [_SIZE] * 7)
-    int8 = library.kernel("int8_linear", [_POINTER] * 4 + [_SIZE] * 7)
+    int4 = library.kernel("int4_linear", [_POINTER] * 5 + [_SIZE] * 8)
+    int8 = library.kernel("int8_linear", [_POINTER] * 4 + [_SIZE] * 8)
     dense = library.kernel("dense_linear", [_POINTER] * 3 + [_SIZE] * 6)
     label = f"C++ {library.sets[-1]}"
     bf16 = torch.bfloat16
@@ -84,9 +84,19 @@ def _register(library: native.Library) -> None:
         rows = x.numel() // columns
         return x, x.new_empty(*batch, out), rows, columns, threads(rows * out * columns)
 
+    def width(x: Tensor, x_bits: int | None) -> int:
+        """Bytes of the whole numbers that x becomes."""
+        return x_bits // 8 if x_bits else 2 if x.dtype is bf16 else 3
+
     @kernel("int4_linear", "cpu", label=label, accepts=_accepts_int4)
     def int4_linear(
-        x: Tensor, q: Tensor, scale: Tensor, offset: Tensor | None, *, instructions: str | None = None
+        x: Tensor,
+        q: Tensor,
+        scale: Tensor,
+        offset: Tensor | None,
+        x_bits: int | None = None,
+        *,
+        instructions: str | None = None,
     ) -> Tensor:
         out, groups = scale.shape
         x, y, rows, columns, most = prepared(x, out)
@@ -94,17 +104,19 @@ def _register(library: native.Library) -> None:
         offset = None if offset is None else offset.contiguous()
         shift = None if offset is None else offset.data_ptr()
         pointers = x.data_ptr(), q.data_ptr(), scale.data_ptr(), shift, y.data_ptr()
-        sizes = rows, out, columns, columns // groups, x.dtype is bf16, scale.dtype is bf16, most
+        sizes = rows, out, columns, columns // groups, x.dtype is bf16, scale.dtype is bf16, width(x, x_bits), most
         int4(instructions)(*pointers, *sizes)
         return y
 
     @kernel("int8_linear", "cpu", label=label, accepts=_accepts_int8)
-    def int8_linear(x: Tensor, q: Tensor, scale: Tensor, *, instructions: str | None = None) -> Tensor:
+    def int8_linear(
+        x: Tensor, q: Tensor, scale: Tensor, x_bits: int | None = None, *, instructions: str | None = None
+    ) -> Tensor:
         out, groups = scale.shape
         x, y, rows, columns, most = prepared(x, out)
         q, scale = q.contiguous(), scale.contiguous()
         pointers = x.data_ptr(), q.data_ptr(), scale.data_ptr(), y.data_ptr()
-        sizes = rows, out, columns, columns // groups, x.dtype is bf16, scale.dtype is bf16, most
+        sizes = rows, out, columns, columns // groups, x.dtype is bf16, scale.dtype is bf16, width(x, x_bits), most
         int8(instructions)(*pointers, *sizes)
         return y
 

@@ -1,5 +1,8 @@
 """What int8 and int4 share: codes with a scale per group of columns, w = code * scale + offset, and the search for
-the scales that lose least. Packing and unpacking go a block of rows at a time, so that temporaries stay small."""
+the scales that lose least. Packing and unpacking go a block of rows at a time, so that temporaries stay small.
+
+A format whose name ends in "-a8" stores the same and rounds what it multiplies: activations to 8 bits for each 32 of
+them, as llama.cpp does."""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from fluvial.adapters.formats.base import Format, Parts
 from fluvial.adapters.formats.product import product
 
 GROUPS = (128, 64, 32)  # columns that share a scale, largest first
+TOGETHER = 32  # activations that share a unit where they are rounded
 BLOCK = 1 << 17  # elements in work at a time
 ROUNDS = 16  # a pack that is not its own best pack by then stays as it is
 Fit = tuple[Tensor, Tensor, Tensor]  # codes [n, group] (or the error [n, 1]), scale [n, 1], offset [n, 1]; fp32
@@ -31,9 +35,10 @@ class Grouped(Format, ABC):
     refits = 0  # least-squares rounds after the search
     has_offset = False
 
-    def __init__(self, group: int, scales: torch.dtype) -> None:
-        self.group, self.scales = group, scales
+    def __init__(self, group: int, scales: torch.dtype, x_bits: int | None = None) -> None:
+        self.group, self.scales, self.x_bits = group, scales, x_bits
         self.name = f"int{self.bits}-g{group}" + ("-bf16" if scales == torch.bfloat16 else "")
+        self.name += f"-a{x_bits}" if x_bits else ""
 
     @abstractmethod
     def layout(self, d_out: int, d_in: int) -> dict[str, tuple[tuple[int, int], torch.dtype]]:
@@ -155,7 +160,20 @@ def blocks(d_out: int, d_in: int) -> list[slice]:
     return [slice(start, min(start + step, d_out)) for start in range(0, d_out, step)]
 
 
-def linear(x: Tensor, d_out: int, unpacked: Callable[[slice], Tensor]) -> Tensor:
-    """x [..., in] times the rows that `unpacked(slice)` gives, transposed -> [..., out] in x's dtype."""
-    parts = [product(x, unpacked(rows)) for rows in blocks(d_out, x.shape[-1])]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+def linear(x: Tensor, d_out: int, unpacked: Callable[[slice], Tensor], x_bits: int | None = None) -> Tensor:
+    """x [..., in], of so many bits, times the rows that `unpacked(slice)` gives, transposed -> [..., out] in x's
+    dtype."""
+    given = x if x_bits is None else rounded(x, x_bits)
+    parts = [product(given, unpacked(rows)) for rows in blocks(d_out, x.shape[-1])]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, -1)).to(x.dtype)
+
+
+def rounded(x: Tensor, bits: int) -> Tensor:
+    """x [..., in] -> the nearest whole numbers of so many bits times a unit per `TOGETHER` columns, which makes the
+    largest the highest number; fp32, fp64 of fp64. A gradient passes as if nothing had been rounded."""
+    together = x.detach().float().unflatten(-1, (-1, TOGETHER))
+    unit = (together.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)).clamp_min(1.2e-38)
+    whole = torch.round(together * (1.0 / unit))
+    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
+    near = (whole.to(wide) * unit.to(wide)).flatten(-2)
+    return x + (near - x).detach() if x.requires_grad else near

@@ -21,10 +21,14 @@ SHRINKS = (0.96, 0.92, 0.87, 0.8)  # of the range, with an offset
 
 
 @op
-def int4_linear(x: Tensor, q: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+def int4_linear(x: Tensor, q: Tensor, scale: Tensor, offset: Tensor | None, x_bits: int | None = None) -> Tensor:
     """x [..., in]; q uint8 [out, in / 2]; scale, offset fp16 or bf16 [out, in / group] -> x W^T [..., out] in x's
-    dtype. A scale may be negative; offset None is -8 * scale."""
-    return linear(x, q.shape[0], lambda rows: _unpack(q[rows], scale[rows], None if offset is None else offset[rows]))
+    dtype. A scale may be negative; offset None is -8 * scale. x is rounded to `x_bits` (grouped.py), if given."""
+
+    def unpacked(rows: slice) -> Tensor:
+        return _unpack(q[rows], scale[rows], None if offset is None else offset[rows])
+
+    return linear(x, q.shape[0], unpacked, x_bits)
 
 
 def _unpack(q: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
@@ -56,7 +60,7 @@ class Int4(Grouped):
         return _unpack(parts["q"], parts["scale"], parts.get("offset"))
 
     def matmul(self, x: Tensor, parts: Parts) -> Tensor:
-        y: Tensor = int4_linear(x, parts["q"], parts["scale"], parts.get("offset"))
+        y: Tensor = int4_linear(x, parts["q"], parts["scale"], parts.get("offset"), self.x_bits)
         return y
 
 
@@ -65,8 +69,8 @@ class Int4Zero(Int4):
 
     lowest, highest, has_offset = 0, 15, True
 
-    def __init__(self, group: int, scales: torch.dtype) -> None:
-        super().__init__(group, scales)
+    def __init__(self, group: int, scales: torch.dtype, x_bits: int | None = None) -> None:
+        super().__init__(group, scales, x_bits)
         self.name = self.name.replace(f"g{group}", f"g{group}z")
 
     def layout(self, d_out: int, d_in: int) -> dict[str, tuple[tuple[int, int], torch.dtype]]:
@@ -92,5 +96,6 @@ class Int4Zero(Int4):
 
 for _group in GROUPS:
     for _scales in (torch.float16, torch.bfloat16):
-        for _kind in (Int4, Int4Zero):
-            register(_kind(_group, _scales))
+        for _x_bits in (None, 8):
+            for _kind in (Int4, Int4Zero):
+                register(_kind(_group, _scales, _x_bits))

@@ -13,9 +13,10 @@ from fluvial.adapters.ops import op
 
 
 @op
-def int8_linear(x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
-    """x [..., in]; q int8 [out, in]; scale fp16 or bf16 [out, in / group] -> x W^T [..., out] in x's dtype."""
-    return linear(x, q.shape[0], lambda rows: _unpack(q[rows], scale[rows]))
+def int8_linear(x: Tensor, q: Tensor, scale: Tensor, x_bits: int | None = None) -> Tensor:
+    """x [..., in]; q int8 [out, in]; scale fp16 or bf16 [out, in / group] -> x W^T [..., out] in x's dtype. x is
+    rounded to `x_bits` (grouped.py), if given."""
+    return linear(x, q.shape[0], lambda rows: _unpack(q[rows], scale[rows]), x_bits)
 
 
 def _unpack(q: Tensor, scale: Tensor) -> Tensor:
@@ -40,10 +41,11 @@ class Int8(Grouped):
         return _unpack(parts["q"], parts["scale"])
 
     def matmul(self, x: Tensor, parts: Parts) -> Tensor:
-        y: Tensor = int8_linear(x, parts["q"], parts["scale"])
+        y: Tensor = int8_linear(x, parts["q"], parts["scale"], self.x_bits)
         return y
 
 
 for _group in GROUPS:
     for _scales in (torch.float16, torch.bfloat16):
-        register(Int8(_group, _scales))
+        for _x_bits in (None, 8):
+            register(Int8(_group, _scales, _x_bits))

@@ -1,5 +1,5 @@
 // Activations as whole numbers, as in rounded.h, for the products of many rows where the CPU multiplies bytes: each
-// number as signed bytes, two of bf16 and three of fp32, those of four rows side by side.
+// number as its signed bytes, those of four rows side by side.
 #pragma once
 
 #include "rounded.h"
@@ -10,12 +10,12 @@ constexpr int64_t TILE = 4;      // rows of x whose sums stay in registers
 constexpr int QUADS = PAIR / 4;  // groups of four columns, whose bytes stand together
 
 // 32 columns of four rows of x.
-template <int SLOTS, bool WIDE>
+template <int SLOTS, int BYTES>
 struct Block {
-  static constexpr int BYTES = WIDE ? 3 : 2;  // of a whole number, the lowest first
-  alignas(64) int32_t words[BYTES][QUADS][TILE];  // of each four columns
+  static constexpr bool WIDE = BYTES == 3;
+  alignas(64) int32_t words[BYTES][QUADS][TILE];  // of each four columns; the lowest bytes first
   float unit[TILE], sum[TILE];
-  // What the codes that stand for 0 add, negative: in all; for int8 of WIDE to the lowest bytes and to the others.
+  // What the codes that stand for 0 add, negative: in all; for WIDE int8 to the lowest bytes and to the others.
   int32_t start[2][TILE];
 
   template <typename T>
@@ -32,7 +32,7 @@ struct Block {
           _mm512_max_epi32(_mm512_castps_si512(_mm512_abs_ps(a.v)), _mm512_castps_si512(_mm512_abs_ps(b.v))));
       float largest;
       std::memcpy(&largest, &bits, 4);
-      const Step step = step_of<SLOTS, WIDE>(largest, bits < 0x7f800000);
+      const Step step = step_of<SLOTS, BYTES>(largest, bits < 0x7f800000);
       at[0][m] = _mm512_cvtps_epi32((a * all(step.by)).v), at[1][m] = _mm512_cvtps_epi32((b * all(step.by)).v);
       const int32_t total = _mm512_reduce_add_epi32(_mm512_add_epi32(at[0][m], at[1][m]));
       unit[m] = step.unit, sum[m] = static_cast<float>(total) * step.unit;

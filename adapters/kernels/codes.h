@@ -7,22 +7,28 @@
 
 namespace {
 
+#if defined(__AVX512F__)
+INLINE __mmask16 of_sixteen(int64_t count) {  // the first so many
+  return static_cast<__mmask16>(0xffffu >> (16 - std::min<int64_t>(16, count)));
+}
+#endif
+
 struct Scales {  // [out, in / group], fp16 or bf16
   const uint16_t *values;
   int64_t bf16;
 
 #if defined(__AVX512F__)
-  INLINE Lanes widen(const Scales &from, int64_t first, int64_t count) {  // up to sixteen
-    const __mmask16 which = static_cast<__mmask16>(0xffffu >> (16 - count));
+  INLINE Lanes widen(const Scales &from, int64_t first, __mmask16 which) {
     const __m256i bits = _mm256_maskz_loadu_epi16(which, from.values + first);
-    return {from.bf16 ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)) : _mm512_cvtph_ps(bits)};
+    if (from.bf16) return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+    return {_mm512_cvtph_ps(bits)};
   }
 #endif
   INLINE void widen(const Scales &from, int64_t first, int64_t count, float *to) {  // which has room for whole vectors
     const uint16_t *values = from.values + first;
     int64_t i = 0;
 #if defined(__AVX512F__)
-    for (; i < count; i += 16) store(to + i, widen(from, first + i, std::min<int64_t>(16, count - i)));
+    for (; i < count; i += 16) store(to + i, widen(from, first + i, of_sixteen(count - i)));
 #elif defined(__AVX2__)
     for (; i + 8 <= count; i += 8) {
       const __m128i bits = eight_halves(values + i);
@@ -34,14 +40,21 @@ struct Scales {  // [out, in / group], fp16 or bf16
 };
 
 #if defined(__AVX512F__)
-// Sixteen scales, one for every 32 of at most 512 columns, from the value `first` on.
-INLINE Lanes spread(const Scales &from, int64_t first, int64_t columns, int64_t group) {
-  const int64_t pairs = std::min<int64_t>(16, columns / PAIR);
-  const int shift = __builtin_ctzll(group / PAIR);
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i index = _mm512_srl_epi32(lane, _mm_cvtsi32_si128(shift));
-  return {_mm512_permutexvar_ps(index, Scales::widen(from, first, ((pairs - 1) >> shift) + 1).v)};
-}
+// Sixteen scales, one for every 32 of at most 512 columns.
+struct Spread {
+  __m512i index;
+  __mmask16 which;
+
+  Spread(int64_t columns, int64_t group) {
+    const int shift = __builtin_ctzll(group / PAIR);
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    index = _mm512_srl_epi32(lane, _mm_cvtsi32_si128(shift));
+    which = of_sixteen(((std::min<int64_t>(16, columns / PAIR) - 1) >> shift) + 1);
+  }
+  INLINE Lanes read(const Spread &how, const Scales &from, int64_t first) {  // from the value `first` on
+    return {_mm512_permutexvar_ps(how.index, Scales::widen(from, first, how.which).v)};
+  }
+};
 #endif
 
 struct Grouped {  // q [N, K / 2] of int4 or [N, K] of int8; offset may be null: -8 scale of int4
@@ -49,6 +62,18 @@ struct Grouped {  // q [N, K / 2] of int4 or [N, K] of int8; offset may be null:
   Scales scale, offset;
   int64_t N, K, group;
 };
+
+// run(row, fresh) for all N >= 16 rows, sixteen from `row` on at a time, of which the last `fresh` are new.
+template <typename F>
+INLINE void each_band(int64_t N, int64_t row_bytes, int64_t threads, F run) {
+  const int64_t step = rows_of_job(N, row_bytes, BAND, threads);
+  share((N + step - 1) / step, threads, [&](int64_t job) {
+    for (int64_t row = job * step, end = std::min(row + step, N); row < end; row += BAND) {
+      const int64_t fresh = std::min<int64_t>(BAND, N - row);
+      run(row + fresh - BAND, fresh);
+    }
+  });
+}
 
 // The codes of 32 columns of sixteen rows as bytes, four columns a vector.
 template <int SLOTS>

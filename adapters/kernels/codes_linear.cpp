@@ -23,10 +23,10 @@ constexpr int64_t FEW = 16;  // rows of x; with more it pays to keep what was tu
 
 // Sixteen rows of W from `row` on, of which the last `fresh` are wanted, times M rows of x [pair][M]: y from the row
 // `first` on.
-template <int M, bool SHIFT, int SLOTS, bool WIDE>
-void band(const Grouped &A, int64_t row, int64_t fresh, const Rounded<SLOTS, WIDE> *x, const Result &y,
+template <int M, bool SHIFT, int SLOTS, int BYTES>
+void band(const Grouped &A, int64_t row, int64_t fresh, const Rounded<SLOTS, BYTES> *x, const Result &y,
           int64_t first) {
-  constexpr int64_t BYTES = 2 * PAIR / SLOTS;
+  constexpr int64_t WIDTH = 2 * PAIR / SLOTS;  // bytes of the codes of 32 columns
   const int64_t row_bytes = A.K * 2 / SLOTS, row_groups = A.K / A.group;
   const int by_group = __builtin_ctzll(A.group / PAIR);
   const uint8_t *codes = A.q + row * row_bytes, *next = codes + BAND * row_bytes;
@@ -43,16 +43,16 @@ void band(const Grouped &A, int64_t row, int64_t fresh, const Rounded<SLOTS, WID
       // code scale + offset = (code - 8) scale + (offset + 8 scale), which cancels less than the sum of the two
       for (int64_t i = 0; i < groups * BAND; ++i) shift.values[i] += 8.f * scale.values[i];
     }
-    for (int64_t i = 0; i < pairs; ++i, codes += BYTES, x += M) {
+    for (int64_t i = 0; i < pairs; ++i, codes += WIDTH, x += M) {
       Words now[FOURS];
       unpack<SLOTS>(codes, row_bytes, now);
 #pragma GCC unroll 8
-      for (int64_t k = 0; k < BYTES / 4; ++k, next += 64) prefetch(next);
+      for (int64_t k = 0; k < WIDTH / 4; ++k, next += 64) prefetch(next);
       const int64_t group = (i >> by_group) * BAND;
       const Lanes by = load(scale.values + group);
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
-        sums[m] = fma(Rounded<SLOTS, WIDE>::dot(x[m], now), by * all(x[m].unit), sums[m]);
+        sums[m] = fma(Rounded<SLOTS, BYTES>::dot(x[m], now), by * all(x[m].unit), sums[m]);
         if (SHIFT) sums[m] = fma(load(shift.values + group), all(x[m].sum), sums[m]);
       }
     }
@@ -82,58 +82,67 @@ struct Padded {
   }
 };
 
-template <int SLOTS, bool WIDE>
-void multiply(const Grouped &stored, const void *given, Result y, int64_t M, int64_t threads) {
+template <int SLOTS, int BYTES>
+void multiply_rounded(const Grouped &stored, const void *given, Result y, int64_t M, int64_t threads) {
 #if defined(__AVX512VNNI__)
-  if (M > FEW) return multiply_panels<SLOTS, WIDE>(stored, given, y, M, threads);
+  if (M > FEW) return multiply_panels<SLOTS, BYTES>(stored, given, y, M, threads);
 #endif
   const int64_t row_bytes = stored.K * 2 / SLOTS;
   Padded padded;
   const Grouped A = stored.N < BAND ? padded(stored, row_bytes) : stored;
   const int64_t pairs = A.K / PAIR, most = std::min(M, AT_ONCE);
-  static thread_local std::vector<Rounded<SLOTS, WIDE>> space;
+  static thread_local std::vector<Rounded<SLOTS, BYTES>> space;
   if (static_cast<int64_t>(space.size()) < most * pairs) space.resize(most * pairs);
-  Rounded<SLOTS, WIDE> *rounded = space.data();
-  const int64_t size = y.bf16 ? 2 : 4, step = std::max<int64_t>(1, JOB / row_bytes / BAND) * BAND;
+  Rounded<SLOTS, BYTES> *rounded = space.data();
+  const int64_t size = y.bf16 ? 2 : 4;
   for (int64_t from = 0; from < M; from += most) {
     const int64_t rows = std::min(most, M - from);
     const float *x = widened_rows(static_cast<const char *>(given) + from * A.K * size, rows * A.K, y.bf16);
-    share_rows(pairs, rows * A.K < THREADED / 8 ? 1 : threads, [&](int64_t pair) {
+    share((pairs + 15) / 16, rows * A.K < THREADED / 8 ? 1 : threads, [&](int64_t job) {
+      const int64_t pair = 16 * job, count = std::min<int64_t>(16, pairs - pair);
       tiles<MEET>(rows, [&](int64_t size, int64_t first) {
         for (int64_t m = 0; m < size; ++m)
-          rounded[first * pairs + pair * size + m].fill(x + (first + m) * A.K + pair * PAIR);
+          Rounded<SLOTS, BYTES>::fill(x + (first + m) * A.K + pair * PAIR, count,
+                                      rounded + first * pairs + pair * size + m, size);
       });
     });
     const Result to{static_cast<char *>(y.y) + from * y.N * size, y.N, y.bf16};
-    share((A.N + step - 1) / step, threads, [&](int64_t job) {
-      for (int64_t row = job * step, end = std::min(row + step, A.N); row < end; row += BAND) {
-        const int64_t fresh = std::min<int64_t>(BAND, A.N - row);
-        tiles<MEET>(rows, [&](auto size, int64_t m) {
-          if (SLOTS == 4 && A.offset.values)
-            band<size, SLOTS == 4>(A, row + fresh - BAND, fresh, rounded + m * pairs, to, m);
-          else
-            band<size, false>(A, row + fresh - BAND, fresh, rounded + m * pairs, to, m);
-        });
-      }
+#if defined(__AVX512VNNI__)
+    if (M == 1) return multiply_lone(A, rounded, to, threads);
+#endif
+    each_band(A.N, row_bytes, threads, [&](int64_t row, int64_t fresh) {
+      tiles<MEET>(rows, [&](auto size, int64_t m) {
+        if (SLOTS == 4 && A.offset.values)
+          band<size, SLOTS == 4>(A, row, fresh, rounded + m * pairs, to, m);
+        else
+          band<size, false>(A, row, fresh, rounded + m * pairs, to, m);
+      });
     });
   }
+}
+
+template <int SLOTS>
+void multiply(int64_t bytes, const Grouped &A, const void *x, const Result &y, int64_t M, int64_t threads) {
+  if (bytes == 1) return multiply_rounded<SLOTS, 1>(A, x, y, M, threads);
+  if (bytes == 2) return multiply_rounded<SLOTS, 2>(A, x, y, M, threads);
+  multiply_rounded<SLOTS, 3>(A, x, y, M, threads);
 }
 
 }  // namespace
 
 // x, y [M, K], [M, N], both bf16 or both fp32; K a multiple of 32 and of the group, which is 32 to 256, a power of two.
+// `bytes`: what x is rounded to (rounded.h).
 
 // q [N, K / 2]: byte l of the 16 for 32 columns holds column l below and 16 + l above. offset may be null: -8 scale.
 KERNEL(int4_linear)(const void *x, const uint8_t *q, const uint16_t *scale, const uint16_t *offset, void *y, int64_t M,
-                    int64_t N, int64_t K, int64_t group, int64_t bf16, int64_t bf16_scales, int64_t threads) {
-  const Grouped A{q, {scale, bf16_scales}, {offset, bf16_scales}, N, K, group};
-  bf16 ? multiply<4, false>(A, x, {y, N, bf16}, M, threads) : multiply<4, true>(A, x, {y, N, bf16}, M, threads);
+                    int64_t N, int64_t K, int64_t group, int64_t bf16, int64_t bf16_scales, int64_t bytes,
+                    int64_t threads) {
+  multiply<4>(bytes, {q, {scale, bf16_scales}, {offset, bf16_scales}, N, K, group}, x, {y, N, bf16}, M, threads);
 }
 RECORDED(int4_linear)
 
 KERNEL(int8_linear)(const void *x, const uint8_t *q, const uint16_t *scale, void *y, int64_t M, int64_t N, int64_t K,
-                    int64_t group, int64_t bf16, int64_t bf16_scales, int64_t threads) {
-  const Grouped A{q, {scale, bf16_scales}, {nullptr, 0}, N, K, group};
-  bf16 ? multiply<2, false>(A, x, {y, N, bf16}, M, threads) : multiply<2, true>(A, x, {y, N, bf16}, M, threads);
+                    int64_t group, int64_t bf16, int64_t bf16_scales, int64_t bytes, int64_t threads) {
+  multiply<2>(bytes, {q, {scale, bf16_scales}, {nullptr, 0}, N, K, group}, x, {y, N, bf16}, M, threads);
 }
 RECORDED(int8_linear)

@@ -3,38 +3,13 @@
 #pragma once
 
 #include "blocks.h"
-#include "codes.h"
+#include "codes_lone.h"
 
 namespace {
 
 constexpr int64_t HALVES = 2, PANEL = 16 * HALVES;  // vectors of rows of W, rows of W
 constexpr int64_t DEEP = 16 * PAIR;                 // columns of a panel
 constexpr int64_t PASS = 256;                       // rows of x that are rounded at a time
-
-INLINE void transpose(__m512i (&a)[16]) {  // 16 x 16 words of 32 bits
-  __m512i b[16];
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; i += 2) {
-    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4)
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) {
-      a[i + 2 * j] = _mm512_unpacklo_epi64(b[i + j], b[i + j + 2]);
-      a[i + 2 * j + 1] = _mm512_unpackhi_epi64(b[i + j], b[i + j + 2]);
-    }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88), b[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
-    b[i + 8] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
-    b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    a[i] = _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88), a[i + 8] = _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd);
-  }
-}
 
 // 32 rows of W, DEEP columns.
 struct Panel {
@@ -65,12 +40,12 @@ struct Panel {
         }
       }
       __m512i scales[16], shifts[16];
+      const Spread spread(columns, A.group);
       for (int r = 0; r < 16; ++r) {
         const int64_t first = (row(r) * A.K + from) / A.group;
-        const Lanes by = spread(A.scale, first, columns, A.group);
+        const Lanes by = Spread::read(spread, A.scale, first);
         scales[r] = _mm512_castps_si512(by.v);
-        if (SHIFT)
-          shifts[r] = _mm512_castps_si512(fma(all(8.f), by, spread(A.offset, first, columns, A.group)).v);
+        if (SHIFT) shifts[r] = _mm512_castps_si512(fma(all(8.f), by, Spread::read(spread, A.offset, first)).v);
       }
       transpose(scales);
       if (SHIFT) transpose(shifts);
@@ -82,19 +57,25 @@ struct Panel {
   }
 
   // sums [TILE, PANEL] += x . the panel
-  template <bool SHIFT, int SLOTS, bool WIDE>
-  INLINE void multiply(const Panel &panel, const Block<SLOTS, WIDE> *x, int64_t pairs, float (*sums)[PANEL]) {
-    constexpr int BYTES = Block<SLOTS, WIDE>::BYTES;
-    for (int64_t pair = 0; pair < pairs; ++pair, ++x) {
-      Ints dots[BYTES][TILE][HALVES];
+  template <bool SHIFT, int SLOTS, int BYTES>
+  INLINE void multiply(const Panel &panel, const Block<SLOTS, BYTES> *x, int64_t pairs, float (*sums)[PANEL]) {
+    constexpr bool APART = SLOTS == 2 && BYTES == 3;  // 32 columns would not fit in 32 bits
+    constexpr bool HELD = BYTES == 1;                 // there are registers left
+    Lanes held[TILE][HALVES];
+    if (HELD)
 #pragma GCC unroll 4
       for (int m = 0; m < TILE; ++m)
 #pragma GCC unroll 2
-        for (int v = 0; v < HALVES; ++v) {
-          dots[0][m][v] = same(x->start[0][m]);
-          dots[1][m][v] = SLOTS == 2 && WIDE ? same(x->start[1][m]) : same(0);
-          if (WIDE) dots[BYTES - 1][m][v] = same(0);
-        }
+        for (int v = 0; v < HALVES; ++v) held[m][v] = load(sums[m] + 16 * v);
+    for (int64_t pair = 0; pair < pairs; ++pair, ++x) {
+      Ints dots[BYTES][TILE][HALVES];
+#pragma GCC unroll 3
+      for (int byte = 0; byte < BYTES; ++byte)
+#pragma GCC unroll 4
+        for (int m = 0; m < TILE; ++m)
+#pragma GCC unroll 2
+          for (int v = 0; v < HALVES; ++v)
+            dots[byte][m][v] = same(byte < (APART ? 2 : 1) ? x->start[byte < 2 ? byte : 0][m] : 0);
 #pragma GCC unroll 2
       for (int quad = 0; quad < QUADS; ++quad) {
         Words codes[HALVES];
@@ -113,18 +94,26 @@ struct Panel {
       for (int m = 0; m < TILE; ++m)
 #pragma GCC unroll 2
         for (int v = 0; v < HALVES; ++v) {
-          Ints top = above(dots[BYTES - 1][m][v], dots[BYTES - 2][m][v]);
-          Lanes dot;
-          if (SLOTS == 2 && WIDE)  // 32 columns would not fit in 32 bits
-            dot = fma(to_float(top), all(256.f), to_float(dots[0][m][v]));
-          else
-            dot = to_float(WIDE ? above(top, dots[0][m][v]) : top);
+          Ints top = dots[BYTES - 1][m][v];
+#pragma GCC unroll 3
+          for (int byte = BYTES - 2; byte >= (APART ? 1 : 0); --byte) top = above(top, dots[byte][m][v]);
+          Lanes dot = to_float(top);
+          if (APART) dot = fma(dot, all(256.f), to_float(dots[0][m][v]));
           float *to = sums[m] + 16 * v;
-          Lanes total = fma(dot, load(panel.scale[pair] + 16 * v) * all(x->unit[m]), load(to));
+          Lanes total = HELD ? held[m][v] : load(to);
+          total = fma(dot, load(panel.scale[pair] + 16 * v) * all(x->unit[m]), total);
           if (SHIFT) total = fma(load(panel.shift[pair] + 16 * v), all(x->sum[m]), total);
-          store(to, total);
+          if (HELD)
+            held[m][v] = total;
+          else
+            store(to, total);
         }
     }
+    if (HELD)
+#pragma GCC unroll 4
+      for (int m = 0; m < TILE; ++m)
+#pragma GCC unroll 2
+        for (int v = 0; v < HALVES; ++v) store(sums[m] + 16 * v, held[m][v]);
   }
 
  private:
@@ -135,8 +124,8 @@ struct Panel {
   INLINE Words same_four(const int32_t *p) { return {_mm512_set1_epi32(*p)}; }
 };
 
-template <bool SHIFT, int SLOTS, bool WIDE>
-void panels(const Grouped &A, int64_t begin, int64_t rows, const Block<SLOTS, WIDE> *x, const Result &y, int64_t M) {
+template <bool SHIFT, int SLOTS, int BYTES>
+void panels(const Grouped &A, int64_t begin, int64_t rows, const Block<SLOTS, BYTES> *x, const Result &y, int64_t M) {
   static thread_local Panel panel;
   alignas(64) static thread_local float sums[PASS][PANEL];
   std::memset(sums, 0, sizeof sums);
@@ -150,22 +139,22 @@ void panels(const Grouped &A, int64_t begin, int64_t rows, const Block<SLOTS, WI
 }
 
 // A thread's blocks of x, for any matrix.
-template <int SLOTS, bool WIDE>
+template <int SLOTS, int BYTES>
 void multiply_panels(const Grouped &A, const void *given, Result y, int64_t M, int64_t threads) {
-  static thread_local std::vector<Block<SLOTS, WIDE>> space;
+  static thread_local std::vector<Block<SLOTS, BYTES>> space;
   const int64_t stride = A.K / PAIR, most = std::min(M, PASS), size = y.bf16 ? 2 : 4;
   if (const size_t blocks = (most + TILE - 1) / TILE * stride; space.size() < blocks) space.resize(blocks);
-  Block<SLOTS, WIDE> *blocks = space.data();
+  Block<SLOTS, BYTES> *blocks = space.data();
   for (int64_t from = 0; from < M; from += PASS) {
     const int64_t rows = std::min(PASS, M - from);
     const char *x = static_cast<const char *>(given) + from * A.K * size;
     share((rows + TILE - 1) / TILE, threads, [&](int64_t tile) {
       for (int64_t i = 0; i < stride; ++i) {
         const int64_t at = tile * TILE * A.K + i * PAIR, left = rows - tile * TILE;
-        if constexpr (WIDE)
-          blocks[tile * stride + i].fill(reinterpret_cast<const float *>(x) + at, A.K, left);
-        else
+        if (y.bf16)
           blocks[tile * stride + i].fill(reinterpret_cast<const uint16_t *>(x) + at, A.K, left);
+        else
+          blocks[tile * stride + i].fill(reinterpret_cast<const float *>(x) + at, A.K, left);
       }
     });
     const Result to{static_cast<char *>(y.y) + from * y.N * size, y.N, y.bf16};

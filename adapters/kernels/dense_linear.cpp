@@ -120,7 +120,7 @@ void many(const Dense<T> &A, int64_t begin, int64_t end, const float *x, const R
 template <typename T>
 void multiply(const Dense<T> &A, const void *given, Result y, int64_t M, int64_t threads) {
   const float *x = widened_rows(given, M * A.K, y.bf16);
-  const int64_t step = M > FEW ? BLOCK_ROWS : std::max<int64_t>(1, JOB / A.row_bytes() / 8) * 8;
+  const int64_t step = M > FEW ? BLOCK_ROWS : rows_of_job(y.N, A.row_bytes(), 8, threads);
   share((y.N + step - 1) / step, threads, [&](int64_t job) {
     const int64_t begin = job * step, end = std::min(begin + step, y.N);
     if (M > FEW)

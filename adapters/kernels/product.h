@@ -11,7 +11,14 @@
 namespace {
 
 constexpr int64_t CHUNK = 2048;    // columns of one sum
-constexpr int64_t JOB = 64 << 10;  // bytes of W for which a thread comes back
+constexpr int64_t JOB = 512 << 10;  // about as many bytes of W are read at a stretch
+
+// The rows of W for which a thread comes back: whole bands, as many for each thread.
+INLINE int64_t rows_of_job(int64_t rows, int64_t row_bytes, int64_t band, int64_t threads) {
+  const int64_t bands = (rows + band - 1) / band;
+  const int64_t jobs = threads * std::max<int64_t>(1, (rows * row_bytes / threads + JOB / 2) / JOB);
+  return (bands + jobs - 1) / jobs * band;
+}
 
 // How far ahead to prefetch, in bytes: the same place some tiles of R rows further on, or in a long row a little further.
 INLINE int64_t ahead_of(int64_t bytes) {

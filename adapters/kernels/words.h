@@ -39,6 +39,11 @@ INLINE Words odd_bytes(Words a) { return {_mm512_srli_epi16(a.v, 8)}; }
 INLINE Ints add_products(Ints sums, Words a, Words b) {  // of words: lane i += a[2i] b[2i] + a[2i + 1] b[2i + 1]
   return {_mm512_add_epi32(sums.v, _mm512_madd_epi16(a.v, b.v))};
 }
+INLINE Words all_bytes(int8_t value) { return {_mm512_set1_epi8(value)}; }
+INLINE Words join(const void *low, const void *high) {  // 32 bytes each
+  const auto half = [](const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); };
+  return {_mm512_inserti64x4(_mm512_castsi256_si512(half(low)), half(high), 1)};
+}
 #if defined(__AVX512VNNI__)
 INLINE Ints add_byte_products(Ints sums, Words a, Words b) {  // lane i += the four bytes i of a, 0..255, times those of b
   return {_mm512_dpbusd_epi32(sums.v, a.v, b.v)};

@@ -109,17 +109,30 @@ def _codes(M: int, N: int, K: int, group: int, scales: torch.dtype, wild: bool) 
 
 
 def int4_linear(
-    M: int, N: int, K: int, group: int, zero: bool = False, scales: torch.dtype = torch.float16, wild: bool = False
+    M: int,
+    N: int,
+    K: int,
+    group: int,
+    zero: bool = False,
+    scales: torch.dtype = torch.float16,
+    wild: bool = False,
+    x_bits: int | None = None,
 ) -> tuple[Any, ...]:
     x, q, scale = _codes(M, N, K, group, scales, wild)
     offset = (-7 * scale.float() + _random(K)(*scale.shape)).clamp(-6e4, 6e4).to(scales) if zero else None
-    return x, q[:, : K // 2].contiguous().view(torch.uint8), scale, offset
+    return x, q[:, : K // 2].contiguous().view(torch.uint8), scale, offset, x_bits
 
 
 def int8_linear(
-    M: int, N: int, K: int, group: int, scales: torch.dtype = torch.float16, wild: bool = False
+    M: int,
+    N: int,
+    K: int,
+    group: int,
+    scales: torch.dtype = torch.float16,
+    wild: bool = False,
+    x_bits: int | None = None,
 ) -> tuple[Any, ...]:
-    return _codes(M, N, K, group, scales, wild)
+    return *_codes(M, N, K, group, scales, wild), x_bits
 
 
 def dense_linear(M: int, N: int, K: int, stored: torch.dtype = torch.float32) -> tuple[Any, ...]:
@@ -165,10 +178,13 @@ SAMPLES = {
             (261, 33, 96, 32),  # more rows than a pass takes
             *((M, 9, 32, 32, False, torch.bfloat16) for M in (1, 2)),
             *((M, 6, 256, 32, zero, torch.float16, True) for M in (1, 4, 33) for zero in (False, True)),
+            *((M, 37, 2304, 64, zero, torch.float16, False, 8) for M in (1, 5, 24) for zero in (False, True)),
+            (1, 20, 96, 32, False, torch.float16, False, 8),
+            (1, 40, 8800, 32, True),  # a row in several parts
             (1, 1, 256, 256),
             (2, 400, 1024, 32),  # long enough for threads
         ],
-        declined=[(1, 3, 96, 96), (1, 3, 1024, 1024)],
+        declined=[(1, 3, 96, 96), (1, 3, 1024, 1024), (1, 3, 64, 32, False, torch.float16, False, 4)],
     ),
     "int8_linear": Samples(
         int8_linear,
@@ -179,10 +195,13 @@ SAMPLES = {
             (131, 70, 160, 32),
             (261, 33, 96, 32),
             *((M, 6, 256, 32, torch.float16, True) for M in (1, 4, 33)),
+            *((M, 37, 2304, 64, torch.float16, False, 8) for M in (1, 5, 24)),
+            (1, 20, 96, 32, torch.float16, False, 8),
+            (1, 40, 8800, 32),
             (1, 1, 256, 256),
             (2, 400, 1024, 32),
         ],
-        declined=[(1, 3, 96, 96), (1, 3, 1024, 1024)],
+        declined=[(1, 3, 96, 96), (1, 3, 1024, 1024), (1, 3, 64, 32, torch.float16, False, 4)],
     ),
     "dense_linear": Samples(
         dense_linear,
@@ -465,11 +484,16 @@ def test_attention_reads_half_precision_tapes() -> None:
             assert (got - exact).abs().max() <= 2**-8 * exact.abs().max()
 
 
-@pytest.mark.parametrize("op", ["int4_linear", "int8_linear", "dense_linear"])
+LOW_BIT = [(op, x_bits) for op in ("int4_linear", "int8_linear") for x_bits in (None, 8)]
+
+
+@pytest.mark.parametrize(("op", "x_bits"), [*LOW_BIT, ("dense_linear", None)])
 @torch.no_grad()
-def test_a_matrix_takes_half_precision_and_any_batch(op: str) -> None:
+def test_a_matrix_takes_half_precision_and_any_batch(op: str, x_bits: int | None) -> None:
     for kernel in _kernels(op):
         x, *weights = SAMPLES[op].make(6, 21, 320, *((32,) if op != "dense_linear" else ()))
+        if x_bits:
+            weights[-1] = x_bits
         for variant in _variants(kernel):
             want = ops.registered()[op].reference(x.bfloat16().double(), *weights)
             given = (x.bfloat16().view(2, 3, -1), *weights)
@@ -487,28 +511,34 @@ def test_a_matrix_takes_half_precision_and_any_batch(op: str) -> None:
         assert not kernel.accepts(x[:0], *weights)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "x_bits"), [(torch.float32, None), (torch.bfloat16, None), (torch.float32, 8), (torch.bfloat16, 8)]
+)
 @torch.no_grad()
-def test_activations_are_the_same_numbers_for_any_rows_and_instructions(dtype: torch.dtype) -> None:
+def test_activations_are_the_same_numbers_for_any_rows_and_instructions(dtype: torch.dtype, x_bits: int | None) -> None:
     draw = _random(1)
     x = (draw(40, 96) * torch.exp(4 * draw(40, 96))).to(dtype)
     q, scale = 64 * torch.eye(96, dtype=torch.int8), torch.full((96, 3), 1 / 64, dtype=torch.float16)
     largest = x.float().unflatten(-1, (-1, 32)).abs().amax(-1, keepdim=True).expand(-1, -1, 32).flatten(1)
     error = 2**-21 * largest if dtype == torch.float32 else 2**-15 * largest + 2**-8 * x.float().abs()
+    if x_bits == 8:
+        error = error + largest / 254
     for kernel in _kernels("int8_linear"):
-        whole = _run(kernel, None, (x, q, scale))[0]
+        whole = _run(kernel, None, (x, q, scale, x_bits))[0]
         assert ((whole.float() - x.float()).abs() <= error).all()
         for variant in _variants(kernel):
             for rows in (1, 2, 7, 16, 17, 40):
-                got = torch.cat([_run(kernel, variant, (some, q, scale))[0] for some in x.split(rows)])
+                got = torch.cat([_run(kernel, variant, (some, q, scale, x_bits))[0] for some in x.split(rows)])
                 assert torch.equal(got, whole), (variant, rows)
 
 
-@pytest.mark.parametrize("op", ["int4_linear", "int8_linear"])
+@pytest.mark.parametrize(("op", "x_bits"), LOW_BIT)
 @torch.no_grad()
-def test_a_product_is_the_same_for_any_rows(op: str) -> None:
-    for out, columns in ((21, 2208), (5, 96)):  # bands of W that are not whole, more columns than a chunk
+def test_a_product_is_the_same_for_any_rows(op: str, x_bits: int | None) -> None:
+    # bands of W that are not whole, more columns than a chunk, more than are summed row by row
+    for out, columns in ((21, 2208), (5, 96), (17, 4640)):
         x, *weights = SAMPLES[op].make(33, out, columns, 32)
+        weights[-1] = x_bits
         for kernel in _kernels(op):
             for variant in _variants(kernel):
                 (whole,) = _run(kernel, variant, (x, *weights))
