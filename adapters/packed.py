@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fluvial.adapters.errors import IntegrityError, UnsupportedError
 from fluvial.adapters.formats import DENSE, Format, by_name
-from fluvial.adapters.recipes import RECIPES, Recipe, matrices
+from fluvial.adapters.recipes import Recipe, alike, matrices
 from fluvial.adapters.weights import Piece, Plan, Source, Weights, open_safetensors, packed, placed
 
 KEY, VERSION, FILE = "fluvial_quant", 1, "model.safetensors"
@@ -47,15 +47,22 @@ class Manifest:
             raise UnsupportedError(f"The model was packed as version {version!r:.20}.", hint="Pack the model again.")
         return cls(recipe, named)
 
-    def checked(self, folder: Path, wanted: Recipe | None) -> Recipe | None:
-        """The recipe, if it has a name that is known here. Errors: UnsupportedError where another is wanted."""
-        if wanted is not None and wanted.name != self.recipe:
+    def under(self, folder: Path, wanted: Recipe | None, modules: Mapping[str, nn.Module]) -> Manifest:
+        """The same parts, multiplied as a recipe says that stores what this one does. Errors: UnsupportedError where
+        another is wanted."""
+        if wanted is None or wanted.name == self.recipe:
+            return self
+        if not alike(wanted.name, self.recipe):
             raise UnsupportedError(
                 f"{folder} is packed as {self.recipe}, not {wanted.name}.",
                 "What packing lost cannot be brought back.",
                 "Load it without quant, or pack the original again.",
             )
-        return RECIPES.get(self.recipe)
+        chosen, formats = formats_of(wanted, modules), dict(self.formats)
+        for name, format in formats.items():
+            if name in chosen and alike(chosen[name].name, format.name):
+                formats[name] = chosen[name]
+        return Manifest(wanted.name, formats)
 
     def as_json(self) -> dict[str, Any]:
         formats = {name: format.name for name, format in self.formats.items()}

@@ -52,11 +52,6 @@ class Recipe:
     formats: Mapping[str, str]
     dtype: torch.dtype = torch.float32
 
-    @property
-    def stored(self) -> str:
-        """The recipe that stores the same bytes, by its name."""
-        return self.name.removesuffix(ROUNDED)
-
     def format(self, name: str, layer: Linear) -> Format:
         """The format of the matrix `name` ("decoder.blocks.0.mixer.q_proj"). Errors: UnsupportedError."""
         return fitting(self.formats[class_of(name, layer)], layer.d_in)
@@ -67,6 +62,11 @@ _INT4 = _INT8 | dict.fromkeys(("in", "up", "down"), "int4-g32")
 _SMALL = _INT8 | dict.fromkeys(("in", "key_value", "out", "up", "down"), "int4-g128")
 _SMALL |= {"embedding": "int4-g32", "head": "int4-g32", "gate": "int8-g32"}
 ROUNDED = "-a8"  # ends the names of recipes and formats that round what they multiply to 8 bits (formats/grouped.py)
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether two recipes or two formats of those names store the same bytes."""
+    return one.removesuffix(ROUNDED) == other.removesuffix(ROUNDED)
 
 
 def _rounding(of: Recipe) -> Recipe:

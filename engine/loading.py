@@ -15,7 +15,7 @@ from fluvial.adapters import pages
 from fluvial.adapters.errors import IntegrityError, UnsupportedError
 from fluvial.adapters.packed import Manifest, Packed, formats_of, is_packed, own_plan, prepare
 from fluvial.adapters.pth import PthWeights, opened, torch_file
-from fluvial.adapters.recipes import TOWER, Recipe
+from fluvial.adapters.recipes import RECIPES, TOWER, Recipe
 from fluvial.adapters.weights import Plan, Source, fill
 from fluvial.encoders import towers
 from fluvial.engine.tokenizer_files import read_json
@@ -136,7 +136,8 @@ def fill_shapes(shapes: Shapes, place: Path, dtype: torch.dtype | None = None, r
     modules = filled_modules(shapes, source.names())
     bare = {key: module for key, (module, _) in modules.items()}
     if manifest is not None:
-        recipe = manifest.checked(place, recipe)
+        manifest = manifest.under(place, recipe, bare)
+        recipe = RECIPES.get(manifest.recipe)
         prepare(bare, manifest.formats)
     computes = dtype or (torch.float32 if recipe is None else recipe.dtype)
     fill(modules, source, computes, {} if manifest is not None or recipe is None else formats_of(recipe, bare))

@@ -170,11 +170,12 @@ def load_model(
     """Loads a checkpoint folder, a `.pth` file, a bundled model or a hub name (`org/name`), tensor by tensor.
 
     `dtype` ("fp32", "bf16", ...) is what it computes in, fp32 by default; recurrences always run in fp32 or
-    wider. `quant` ("int8", "int4", "int4-small", "bf16", ...) is how its matrices are stored, `state_dtype` ("bf16",
-    "int8") how recurrent memories are kept between forwards, `kv` how attention keeps its rows: "exact", "int8", or
-    "window:N", the last N only. `plugin`: a folder; calls of the model go through it where they name no route.
-    `offline`: a hub name comes from the hub's cache only. Raises `UsageError`, `ModelNotFoundError`, `IntegrityError`
-    or `UnsupportedError`; nothing is half loaded.
+    wider. `quant` ("int8", "int4", "int4-small", "bf16", ...) is how its matrices are stored; with "-a8" behind
+    they multiply activations of 8 bits, sooner where a prompt is long. `state_dtype` ("bf16", "int8") is how recurrent
+    memories are kept between forwards, `kv` how attention keeps its rows: "exact", "int8", or "window:N", the last N
+    only. `plugin`: a folder; calls of the model go through it where they name no route. `offline`: a hub name comes
+    from the hub's cache only. Raises `UsageError`, `ModelNotFoundError`, `IntegrityError` or `UnsupportedError`;
+    nothing is half loaded.
     """
     chips.load()
     precision, stored = dtype_of(dtype), None if quant is None else recipe(quant)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fluvial.adapters.errors import UnsupportedError, UsageError
 from fluvial.adapters.formats import Format
 from fluvial.adapters.packed import Manifest, formats_of, prepare
-from fluvial.adapters.recipes import TOWER, Recipe, class_of, matrices
+from fluvial.adapters.recipes import RECIPES, TOWER, Recipe, class_of, matrices
 from fluvial.adapters.weights import WIDE
 from fluvial.encoders.frame import Frame
 from fluvial.engine.feed import CHUNK
@@ -68,7 +68,8 @@ def plan(
         raise UnsupportedError(f"{place} reads text only.", hint="Plan it without images.")
     manifest = Manifest.read(shapes.config)
     if manifest is not None:
-        recipe = manifest.checked(place, recipe)
+        manifest = manifest.under(place, recipe, modules)
+        recipe = RECIPES.get(manifest.recipe)
     formats = manifest.formats if manifest is not None else formats_of(recipe, modules) if recipe else {}
     dtype = dtype or (torch.float32 if recipe is None else recipe.dtype)
     per_image = min(tower.tokens(video=False), IMAGE_TOKENS) if images else 0

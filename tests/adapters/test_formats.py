@@ -14,8 +14,10 @@ from fluvial.adapters.formats import base, by_name
 from fluvial.adapters.formats.grouped import GROUPS, Grouped
 from fluvial.adapters.linear import Embedding, Linear
 from fluvial.adapters.lora import LoraPair, Replacement
+from fluvial.adapters.recipes import ROUNDED
 
-LOW = sorted(name for name, format in base._formats.items() if isinstance(format, Grouped))
+GROUPED = sorted(name for name, format in base._formats.items() if isinstance(format, Grouped))
+LOW = [name for name in GROUPED if not name.endswith(ROUNDED)]
 each_format = pytest.mark.parametrize("name", LOW)
 
 
@@ -50,7 +52,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 def test_every_width_and_kind_is_there():
     kinds = {f"int{bits}-g{g}{z}{s}" for bits, z in ((8, ""), (4, ""), (4, "z")) for g in GROUPS for s in ("", "-bf16")}
-    assert set(LOW) == kinds
+    assert set(LOW) == kinds and set(GROUPED) == kinds | {f"{kind}-a8" for kind in kinds}
 
 
 @each_format
@@ -224,3 +226,55 @@ def test_some_rows_of_a_product_are_those_of_the_whole(name, rows):
     with torch.no_grad():
         for route in (None, {"lora": 0.7}, {"other": 1.0, "lora": torch.tensor([0.2, 1.0])}):
             torch.testing.assert_close(table.some(x, rows, route), table(x, route)[:, rows], rtol=1e-4, atol=1e-4)
+
+
+# activations of 8 bits
+
+
+@each_format
+def test_rounding_activations_changes_nothing_that_is_stored(name):
+    plain, eight = by_name(name), by_name(name + ROUNDED)
+    w = CASES["normal"]
+    parts, same = plain.pack(w), eight.pack(w)
+    assert parts.keys() == same.keys() and all(torch.equal(parts[part], same[part]) for part in parts)
+    assert torch.equal(plain.unpack(parts), eight.unpack(same))
+
+
+@each_format
+@torch.no_grad()
+def test_activations_are_rounded_before_the_product(name):
+    """Against the definition, written out: each 32 activations are whole multiples of a 127th of the largest."""
+    eight, x = by_name(name + ROUNDED), 5 * normal(7, 256, seed=4) ** 3
+    parts, near = eight.pack(CASES["normal"]), torch.empty_like(x)
+    for row, to in zip(x, near, strict=True):
+        for at in range(0, 256, 32):
+            unit = row[at : at + 32].abs().max() / 127
+            to[at : at + 32] = (row[at : at + 32] * (1 / unit)).round() * unit
+    wanted = near.double() @ eight.unpack(parts).double().T
+    for way in (eight.matmul(x, parts), eight.matmul(x.double(), parts)):
+        assert relative(way.double(), wanted) < 1e-6
+    assert 0.002 < relative(eight.matmul(x, parts), by_name(name).matmul(x, parts)) < 0.01
+    ids = torch.tensor([3, 1])
+    assert relative(eight.matmul_rows(x, parts, ids).double(), wanted[:, ids]) < 1e-6
+    assert torch.equal(eight.rows(parts, ids), eight.unpack(parts)[ids])  # a look-up multiplies nothing
+
+
+def test_a_gradient_passes_rounded_activations():
+    layer = Linear(64, 48)
+    layer.store(by_name("int8-g32-a8"))
+    x = normal(3, 64).requires_grad_()
+    layer(x).square().sum().backward()
+    y = layer(x).detach()
+    assert relative(x.grad, 2 * y @ layer.matrix()) < 1e-6
+
+
+@torch.no_grad()
+def test_zeros_tiny_and_broken_activations():
+    layer = Linear(64, 48)
+    layer.store(by_name("int4-g32-a8"))
+    x = torch.stack([torch.zeros(64), torch.full((64,), 1e-42), normal(64), normal(64)])
+    x[3, 5] = float("inf")
+    for way in (layer(x), layer(x.bfloat16())):
+        assert way[:2].abs().max() <= 1e-38 and way[2].isfinite().all() and way[3].isnan().all()
+    with ops.reference_only():
+        assert layer(x)[3].isnan().all() and layer(x)[:3].isfinite().all()

@@ -123,6 +123,19 @@ def test_every_recipe_packs(tmp_path: Path, kind: str) -> None:
     assert wide.decoder.dtype == torch.float64 and wide.explain()["quant"] == kind
 
 
+@pytest.mark.parametrize(("packed", "wanted"), [("int4-small", "int4-small-a8"), ("int8-a8", "int8")])
+def test_a_packed_folder_serves_both_ways_to_multiply(tmp_path: Path, packed: str, wanted: str) -> None:
+    folder = write(tmp_path / "model", tokenizer=True)
+    target = packing.pack(folder, tmp_path / "packed", packed)
+    model, whole = (fluvial.load_model(place, quant=wanted) for place in (target, folder))
+    assert model.fingerprint() == whole.fingerprint() and model.recipe == model.explain()["quant"] == wanted
+    assert plan(target, recipe(wanted)).recipe == wanted
+    assert fluvial.load_model(target).recipe == packed
+    ids = torch.arange(40)[None]
+    assert torch.equal(model(ids)[0], whole(ids)[0])
+    assert not torch.equal(model(ids)[0], fluvial.load_model(target)(ids)[0])
+
+
 def test_sessions_of_other_recipes_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", tokenizer=True)
     session = fluvial.load(str(folder), quant="int4").session()
@@ -190,8 +203,9 @@ def test_manifests_that_do_not_fit(
 
 def test_a_packed_file_that_is_damaged(tmp_path: Path) -> None:
     target = packing.pack(write(tmp_path / "model"), tmp_path / "packed", "int8")
-    with pytest.raises(UnsupportedError, match="packed as int8, not int4"):
-        load_parts(target, recipe=recipe("int4"))
+    for kind in ("int4", "int4-a8"):
+        with pytest.raises(UnsupportedError, match=f"packed as int8, not {kind}"):
+            load_parts(target, recipe=recipe(kind))
     held = load_file(target / "model.safetensors")
     part = "decoder.blocks.0.mixer.q_proj.q"
     for broken in (held[part].to(torch.int16), held[part][:-1]):

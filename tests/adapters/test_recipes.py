@@ -13,13 +13,23 @@ from fluvial.adapters import ops
 from fluvial.adapters.errors import UnsupportedError, UsageError
 from fluvial.adapters.formats import DENSE, by_name
 from fluvial.adapters.linear import Linear
-from fluvial.adapters.recipes import CLASSES, RECIPES, bytes_by_format, class_of, count, fitting, matrices, recipe
+from fluvial.adapters.recipes import (
+    CLASSES,
+    RECIPES,
+    ROUNDED,
+    bytes_by_format,
+    class_of,
+    count,
+    fitting,
+    matrices,
+    recipe,
+)
 from fluvial.models.decoder import Decoder
 from fluvial.models.journal import Journal
 from tests.models.zoo import NAMES, VOCAB, decoder, distance, gap
 from tests.parity.reference import greedy, splits
 
-PACKED = [name for name in RECIPES if name.startswith("int")]
+PACKED = [name for name in RECIPES if name.startswith("int") and not name.endswith(ROUNDED)]
 
 
 @cache
@@ -140,3 +150,14 @@ def test_bytes_and_parameters_are_counted():
     assert sum(sizes.values()) == sum(t.nbytes for t in packed.state_dict().values())
     assert set(sizes) == {"int4-g32", "int8-g32", "dense"}
     assert count({"decoder": packed}) == count({"decoder": dense}) == sum(p.numel() for p in dense.parameters())
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_rounding_recipes_store_the_same_and_leave_gates_alone(kind):
+    plain, eight = (quantized("delta_hybrid", name, torch.float32)[0] for name in (kind, kind + ROUNDED))
+    layers = matrices({"decoder": eight})
+    for name, layer in matrices({"decoder": plain}).items():
+        gate = class_of(name, layer) == "gate" or layer.format is DENSE
+        assert layers[name].format.name == layer.format.name + ("" if gate else ROUNDED)
+        assert all(torch.equal(part, layers[name].parts[key]) for key, part in layer.parts.items())
+    assert plain.fingerprint() != eight.fingerprint()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fluvial.adapters.errors import UnsupportedError
+from fluvial.adapters.recipes import ROUNDED
 from tests.composition.matrix import AXES, ROUTES, STATELESS, Cell, cells, plain, run
 from tests.models import zoo
 
@@ -23,14 +24,14 @@ def test_cells_equal_the_plain_path(model: str, format: str) -> None:
             continue
         wanted, got = plain(model, format, cell.plugin), run(cell)
         assert torch.equal(got.answer, wanted.answer), cell
-        assert zoo.gap(got.logits, wanted.logits) <= 1e-4, cell
+        assert zoo.gap(got.logits, wanted.logits) <= (0.03 if format.endswith(ROUNDED) else 1e-4), cell
 
 
 def test_the_matrix_is_whole() -> None:
     equal = len(CELLS) - len(REFUSED)
     print(f"composition  {equal} cells equal the plain path, {len(REFUSED)} are refused, {len(CELLS)} in all")
-    assert len(set(CELLS)) == len(CELLS) == len(zoo.NAMES) * 3 * 4 * 3
-    assert (equal, len(REFUSED)) == (378, 18)
+    assert len(set(CELLS)) == len(CELLS) == len(zoo.NAMES) * 5 * 4 * 3
+    assert (equal, len(REFUSED)) == (630, 30)
 
 
 def test_the_axes_change_the_answer() -> None:

@@ -102,7 +102,11 @@ class Options:
     ] = None
     quant: Annotated[
         str | None,
-        _talk("--quant", metavar="RECIPE", help="Store the weights as int8, int4, int4-small, bf16 or fp16."),
+        _talk(
+            "--quant",
+            metavar="RECIPE",
+            help="Store the weights as int8, int4, int4-small (-a8 behind: long prompts sooner), bf16 or fp16.",
+        ),
     ] = None
     state_dtype: Annotated[
         str, _talk("--state-dtype", metavar="NAME", help="Keep recurrent memories in fp32, bf16 or int8.")
