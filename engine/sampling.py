@@ -15,7 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fluvial.adapters.choice import largest
 from fluvial.adapters.errors import FluvialError, IntegrityError, UsageError
+
+TIES, FIRST, MOST = 12, 64, 4096  # likely tokens: beside the k-th, to begin with, before all are sorted
 
 
 @dataclass(frozen=True)
@@ -72,17 +75,22 @@ class Sampler:
         rows, best = self._checked(logits, history)
         if self.params.greedy:
             probs = torch.zeros_like(rows).scatter_(-1, best, 1.0)
-        else:  # no overflow for a tiny temperature
-            probs = self._filtered((rows - rows.gather(-1, best)) / self.params.temperature)
+        else:
+            probs = torch.zeros_like(rows)
+            for row, to in zip(self._scaled(rows, best), probs, strict=True):
+                ids, weights = self._left(row)
+                to[ids] = weights
         return probs.reshape(logits.shape)
 
     def sample(self, logits: Tensor, history: Sequence[int] = ()) -> int:
         """A token for logits [V]; one draw from the generator unless greedy. Errors: as `probs`."""
         if logits.dim() != 1:
             raise UsageError(f"Logits have the shape {list(logits.shape)}.", "A token is sampled from [V].")
+        rows, best = self._checked(logits, history)
         if self.params.greedy:
-            return int(self._checked(logits, history)[1])
-        return self.draw(self.probs(logits, history))
+            return int(best)
+        ids, weights = self._left(self._scaled(rows, best)[0])
+        return int(ids[self.draw(weights)])
 
     def verify(self, guess: int, weights: Tensor, logits: Tensor, history: Sequence[int] = ()) -> int:
         """A token for logits [V] as `sample` would distribute it, likely the `guess`, which was drawn from weights [V
@@ -137,8 +145,7 @@ class Sampler:
         rows = self._penalized(rows, self._histories(history, logits))
         if self._vocab_size is not None and self._vocab_size < rows.shape[-1]:
             rows = rows.index_fill(-1, torch.arange(self._vocab_size, rows.shape[-1], device=rows.device), -math.inf)
-        best = rows.argmax(-1, keepdim=True)  # NaN wins
-        top = rows.gather(-1, best)
+        top, best = largest(rows, 1)
         if not bool(torch.isfinite(top).all()):
             kind = "NaN" if bool(top.isnan().any()) else "+inf" if bool((top > 0).any()) else "only -inf"
             raise FluvialError(f"The model gave logits with {kind}.", "No token can be chosen.", "Check its weights.")
@@ -166,21 +173,47 @@ class Sampler:
             row[ids] = torch.where(row[ids] < 0, row[ids] * penalty, row[ids] / penalty)
         return rows
 
-    def _filtered(self, rows: Tensor) -> Tensor:
-        """The softmax of rows [B, V] (maximum 0) with the tokens that top-k, top-p and min-p leave."""
-        params, size = self.params, rows.shape[-1]
-        if 0 < params.top_k < size:
-            rows = rows.masked_fill(rows < rows.topk(params.top_k, -1).values[:, -1:], -math.inf)
+    def _scaled(self, rows: Tensor, best: Tensor) -> Tensor:
+        """Rows [B, V] over the temperature, their maximum 0: no overflow where it is tiny."""
+        return (rows - rows.gather(-1, best)) / self.params.temperature
+
+    def _left(self, row: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens that top-k, top-p and min-p leave of a row [V] with the maximum 0, ascending, and their softmax.
+
+        A large vocabulary is never sorted for the few that are left: the likeliest are looked at until it is clear that
+        no other can be among them."""
+        params, size = self.params, len(row)
+        count = params.top_k + TIES if params.top_k else FIRST
+        if not (0 < params.top_k < size or params.top_p < 1 or params.min_p > 0):
+            return torch.arange(size, device=row.device), row.softmax(-1)
+        while True:
+            count = size if count > MOST else min(count, size)
+            values, ids = (found[0] for found in largest(row[None], count))
+            left = self._first(values, row)
+            if left is not None:
+                break
+            count *= 8
+        ids, order = ids[:left].sort()
+        return ids, values[:left].softmax(-1)[order]
+
+    def _first(self, values: Tensor, row: Tensor) -> int | None:
+        """How many of a row's likeliest tokens are left, by their values in descending order; None if there may be
+        more behind them."""
+        params, sure = self.params, len(values) == len(row)
+        if 0 < params.top_k < len(row):
+            kept = values[values >= values[params.top_k - 1]]  # ties with the k-th stay
+            if not sure and len(kept) == len(values):
+                return None
+            values, sure, probs = kept, True, kept.softmax(-1)
+        else:
+            probs = (values - row.logsumexp(-1)).exp()
+        left = len(values)
         if params.top_p < 1:
-            ordered, order = rows.softmax(-1).sort(stable=True, dim=-1, descending=True)
-            before = ordered.cumsum(-1) - ordered  # mass of the likelier ones
-            drop = torch.empty_like(before, dtype=torch.bool).scatter_(-1, order, before >= params.top_p)
-            rows = rows.masked_fill(drop, -math.inf)
-        probs = rows.softmax(-1)
+            left = int((probs.cumsum(-1) - probs < params.top_p).sum())  # by the mass of the likelier ones
         if params.min_p > 0:
-            keep = probs >= params.min_p * probs.amax(-1, keepdim=True)
-            probs = rows.masked_fill(~keep, -math.inf).softmax(-1)
-        return probs
+            probs = values[:left].softmax(-1)
+            left = int((probs >= params.min_p * probs[0]).sum())
+        return left if sure or left < len(values) else None
 
 
 def _check(

@@ -79,9 +79,6 @@ class Grouped(Format, ABC):
     def matmul_rows(self, x: Tensor, parts: Parts, rows: slice | Tensor) -> Tensor:
         return self.matmul(x, {name: part[rows] for name, part in parts.items()})
 
-    def rows(self, parts: Parts, ids: Tensor) -> Tensor:
-        return self.unpack({name: part[ids.flatten()] for name, part in parts.items()}).reshape(*ids.shape, -1)
-
     def _settled(self, w: Tensor) -> Fit:
         """The best fit that is also its own best fit: packing an unpacked matrix must change nothing."""
         fit = self._fit(w)

@@ -31,6 +31,13 @@ def int4_linear(x: Tensor, q: Tensor, scale: Tensor, offset: Tensor | None, x_bi
     return linear(x, q.shape[0], unpacked, x_bits)
 
 
+@op
+def int4_rows(ids: Tensor, q: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+    """Rows `ids` int64 [...] of the matrix that int4_linear multiplies by -> fp32 [..., in]."""
+    at = ids.flatten()
+    return _unpack(q[at], scale[at], None if offset is None else offset[at]).reshape(*ids.shape, -1)
+
+
 def _unpack(q: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
     pairs = q.unflatten(-1, (-1, 16))
     codes = torch.cat([pairs & 15, pairs >> 4], -1).flatten(-2).unflatten(-1, (scale.shape[-1], -1))
@@ -61,6 +68,10 @@ class Int4(Grouped):
 
     def matmul(self, x: Tensor, parts: Parts) -> Tensor:
         y: Tensor = int4_linear(x, parts["q"], parts["scale"], parts.get("offset"), self.x_bits)
+        return y
+
+    def rows(self, parts: Parts, ids: Tensor) -> Tensor:
+        y: Tensor = int4_rows(ids, parts["q"], parts["scale"], parts.get("offset"))
         return y
 
 

@@ -19,6 +19,12 @@ def int8_linear(x: Tensor, q: Tensor, scale: Tensor, x_bits: int | None = None) 
     return linear(x, q.shape[0], lambda rows: _unpack(q[rows], scale[rows]), x_bits)
 
 
+@op
+def int8_rows(ids: Tensor, q: Tensor, scale: Tensor) -> Tensor:
+    """Rows `ids` int64 [...] of the matrix that int8_linear multiplies by -> fp32 [..., in]."""
+    return _unpack(q[ids.flatten()], scale[ids.flatten()]).reshape(*ids.shape, -1)
+
+
 def _unpack(q: Tensor, scale: Tensor) -> Tensor:
     grouped = q.unflatten(-1, (scale.shape[-1], -1)).float()
     return grouped.mul_(scale.float()[..., None]).flatten(-2)
@@ -42,6 +48,10 @@ class Int8(Grouped):
 
     def matmul(self, x: Tensor, parts: Parts) -> Tensor:
         y: Tensor = int8_linear(x, parts["q"], parts["scale"], self.x_bits)
+        return y
+
+    def rows(self, parts: Parts, ids: Tensor) -> Tensor:
+        y: Tensor = int8_rows(ids, parts["q"], parts["scale"])
         return y
 
 

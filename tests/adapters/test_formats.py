@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fluvial.adapters import ops
 from fluvial.adapters.errors import IntegrityError, UnsupportedError
-from fluvial.adapters.formats import base, by_name
+from fluvial.adapters.formats import base, by_name, int4, int8
 from fluvial.adapters.formats.grouped import GROUPS, Grouped
 from fluvial.adapters.linear import Embedding, Linear
 from fluvial.adapters.lora import LoraPair, Replacement
@@ -193,15 +193,22 @@ def test_a_table_unpacks_the_rows_asked_for(name, monkeypatch):
     table.store(by_name(name))
     whole, ids = table.matrix(), torch.tensor([[3, 499, 3], [0, 7, 250]])
     seen: list[int] = []
-    unpack = type(table.format).unpack
+    module = int8 if name.startswith("int8") else int4
+    unpack = module._unpack
 
-    def counted(self: Grouped, parts: dict[str, Tensor]) -> Tensor:
-        seen.append(len(parts["q"]))
-        return unpack(self, parts)
+    def counted(q: Tensor, *more: Tensor | None) -> Tensor:
+        seen.append(len(q))
+        return unpack(q, *more)
 
-    monkeypatch.setattr(type(table.format), "unpack", counted)
-    assert torch.equal(table.lookup(ids), whole[ids]) and seen == [6]
+    monkeypatch.setattr(module, "_unpack", counted)
+    assert torch.equal(table.lookup(ids), whole[ids])
     assert torch.equal(table.lookup(torch.tensor(5)), whole[5])
+    with ops.reference_only():
+        seen.clear()
+        assert torch.equal(table.lookup(ids), whole[ids]) and seen == [6]
+    for wrong in (500, -501):
+        with pytest.raises(IndexError):
+            table.lookup(torch.tensor([[wrong]]))
 
 
 @each_format

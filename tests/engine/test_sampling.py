@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fluvial.adapters.errors import FluvialError, IntegrityError, UsageError
+from fluvial.engine import sampling
 from fluvial.engine.sampling import Sampler, SamplingParams
 
 LOGITS = torch.tensor([0.5, 2.0, -1.0, 1.0, 3.0, -2.0])
@@ -80,6 +81,33 @@ def test_probs_equal_the_rules_one_by_one(
     history = [id % size for id in history]
     found = Sampler(params).probs(logits, history)
     torch.testing.assert_close(found.double(), torch.tensor(reference(logits.tolist(), params, history)).double())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    sharp=st.sampled_from([0.1, 1.0, 4.0]),
+    ties=st.booleans(),
+    few=st.integers(1, 9),
+    params=PARAMS.filter(lambda params: not params.greedy),
+)
+def test_a_vocabulary_is_looked_at_no_further_than_needed(
+    seed: int, sharp: float, ties: bool, few: int, params: SamplingParams
+) -> None:
+    """As the rules, wherever the first look ends; and a draw is one of what is left."""
+    logits = sharp * torch.randn(293, generator=torch.Generator().manual_seed(seed))
+    if ties:
+        logits = logits.round()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("TIES", "FIRST", "MOST"):
+            patch.setattr(sampling, name, few if name != "MOST" else 20 * few)
+        made = Sampler(params)
+        found = made.probs(logits)
+        torch.testing.assert_close(found.double(), torch.tensor(reference(logits.tolist(), params, [])).double())
+        before = made.state()
+        token = made.sample(logits)
+        made.load_state(before)
+        assert made.draw(found) == token
 
 
 def test_each_filter_by_hand() -> None:

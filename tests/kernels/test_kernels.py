@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fluvial.adapters import native, ops
-from fluvial.models import decoder  # noqa: F401  (it defines the ops)
+from fluvial.engine import sampling  # noqa: F401  (they define the ops)
+from fluvial.models import decoder  # noqa: F401
 
 RELATIVE = (
     2e-6  # of the largest value, from the reference in fp64; where fp32 rounds worse, twice the reference's error
@@ -151,7 +152,47 @@ def low_rank(
     return draw(B, T, N), draw(B, T, K), *pair, draw(B, T, N), *vectors, 0.3, strength
 
 
+def largest(B: int, V: int, count: int, levels: float = 0) -> tuple[Any, ...]:
+    """`levels`: so few that many values are equal."""
+    x = _random(B + V)(B, V)
+    return (x * levels).round() if levels else x, count
+
+
+def int4_rows(n: int, N: int, K: int, group: int, *more: Any) -> tuple[Any, ...]:
+    ids = torch.randint(0, N, (1, n), generator=torch.Generator().manual_seed(n))
+    return ids, *int4_linear(1, N, K, group, *more)[1:4]
+
+
+def int8_rows(n: int, N: int, K: int, group: int, *more: Any) -> tuple[Any, ...]:
+    ids = torch.randint(0, N, (n, 1), generator=torch.Generator().manual_seed(n))
+    return ids, *int8_linear(1, N, K, group, *more)[1:3]
+
+
 SAMPLES = {
+    "largest": Samples(
+        largest,
+        shapes=[
+            *((B, V, count) for B, V in ((1, 1), (2, 70), (3, 1000)) for count in (1, 5, V) if count <= V),
+            *((2, 3000, count, 2.0) for count in (1, 64, 2000)),
+            (2, 40_000, 200),
+        ],
+        declined=[(1, 5, 6)],
+    ),
+    "int4_rows": Samples(
+        int4_rows,
+        shapes=[
+            (1, 9, 96, 32),
+            (3, 40, 256, 64, True),
+            (5, 7, 128, 128, True, torch.bfloat16),
+            (1, 9, 64, 64, False, torch.bfloat16),
+        ],
+        declined=[(17, 9, 96, 32), (1, 3, 96, 96)],
+    ),
+    "int8_rows": Samples(
+        int8_rows,
+        shapes=[(1, 9, 96, 32), (3, 40, 256, 64), (16, 7, 128, 128, torch.bfloat16)],
+        declined=[(17, 9, 96, 32), (1, 3, 96, 96)],
+    ),
     "low_rank": Samples(
         low_rank,
         shapes=[
