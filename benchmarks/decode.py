@@ -13,7 +13,7 @@ turns, for models whose state is constant: their states say that so many tokens 
 
 `--peers llama` times llama.cpp where it is installed (`pip install llama-cpp-python gguf`), on a GGUF file of the same
 shapes and nearly the same bytes, behind the same prefill. It rounds activations to 8 bits for int4 and int8; ours keep
-what `--dtype` keeps.
+what `--dtype` keeps, but for the recipes that end in -a8.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from peers import llama_times, transformers_decode
 from torch import nn
 
 from fluvial.adapters import chips, native, ops, pages
+from fluvial.adapters.choice import largest
 from fluvial.adapters.linear import Embedding, Linear
 from fluvial.adapters.packed import formats_of, prepare
 from fluvial.adapters.recipes import recipe
@@ -175,7 +176,7 @@ def measure(
 
     def step(ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         hidden, state = decoder(decoder.embed(ids), state)
-        return decoder.logits(hidden[:, -1:]).argmax(-1), state
+        return largest(decoder.logits(hidden[:, -1]), 1)[1], state
 
     ids = torch.randint(0, decoder.config.vocab, (1, prefill))
     took = []
@@ -211,7 +212,7 @@ def measure(
     weights, recurrent, tape = bytes_read(decoder), 2 * state.nbytes("recurrent"), sum(t.nbytes for t in rows)
     total = weights + recurrent + tape
     print(
-        f"{name:13}{quant:6}{1 / per_token:7.1f} tok/s {prefill / min(took):7.0f} prefill "
+        f"{name:13}{quant:8}{1 / per_token:7.1f} tok/s {prefill / min(took):7.0f} prefill "
         f"{total / 1e6:6.0f} MB (state {recurrent / 1e6:.0f}, tape {tape / 1e6:.0f}) "
         f"{total / per_token / 1e9:5.1f} of {read / 1e9:5.1f} GB/s = {total / per_token / read:4.0%} "
         f"({small / 1e9:.1f} = {total / per_token / small:.0%})  outside {outside:.1%}  "
@@ -239,7 +240,7 @@ def late(step: Callable[..., Any], token: torch.Tensor, state: State, tokens: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=list(CONFIGS), choices=list(CONFIGS))
-    parser.add_argument("--recipes", nargs="*", default=["int4", "int8", "bf16"])
+    parser.add_argument("--recipes", nargs="*", default=["int4", "int4-a8", "int8", "int8-a8", "bf16"])
     parser.add_argument("--dtype", default="float32", help="of the activations")
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--prefill", type=int, default=256)
@@ -262,7 +263,7 @@ def main() -> None:
         for quant, (seconds, whole) in took.items() if "llama" in args.peers else ():
             token, prefill, read = llama_times(CONFIGS[name], quant, args.prefill, args.tokens, args.threads, clock)
             print(
-                f"{name:13}{quant:6}{1 / token:7.1f} tok/s {args.prefill / prefill:7.0f} prefill {read / 1e6:6.0f} MB "
+                f"{name:13}{quant:8}{1 / token:7.1f} tok/s {args.prefill / prefill:7.0f} prefill {read / 1e6:6.0f} MB "
                 f"of weights by llama.cpp; we are {token / seconds:.2f}x and {prefill / whole:.2f}x as fast",
                 flush=True,
             )

@@ -122,8 +122,9 @@ def _register(library: native.Library) -> None:
 
     @kernel("dense_linear", "cpu", label=f"{label}, up to {FEW} rows", accepts=_accepts_dense)
     def dense_linear(x: Tensor, weight: Tensor, *, instructions: str | None = None) -> Tensor:
-        x, y, rows, columns, most = prepared(x, weight.shape[0])
+        x, y, rows, columns, _ = prepared(x, weight.shape[0])
         weight = weight.contiguous()
+        most = threads(max(rows, weight.element_size()) * weight.numel())  # of few rows reading W takes longest
         sizes = rows, y.shape[-1], columns, x.dtype is bf16, weight.dtype is bf16, most
         dense(instructions)(x.data_ptr(), weight.data_ptr(), y.data_ptr(), *sizes)
         return y
