@@ -16,7 +16,7 @@ from torch import Tensor
 
 HUGE = 2 << 20
 KEPT = 64 << 20  # bytes of freed memory that may lie about for the next allocation
-LARGE = 4 << 20  # bytes: more than a decode step allocates at once
+LARGE = 3 << 19  # bytes: more than a decode step allocates at once, less than a layer's memory of a large model
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 COLLAPSE = 25  # MADV_COLLAPSE, Linux 6.1: moves what is there already, at once
 

@@ -7,6 +7,14 @@ namespace {
 
 constexpr int64_t CHANNELS = 256, TOKENS = 16;  // of a job: its taps stay in the nearest cache
 
+// taps [width, size] -> [size, CHANNELS]; a constant size is vector code.
+template <typename Size>
+INLINE void turn(const float *taps, Size size, int64_t width, float *to) {
+  for (int64_t c = 0; c < width; ++c)
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < size; ++j) to[j * CHANNELS + c] = taps[c * size + j];
+}
+
 // One token of `width` channels; row(j) is the input that tap j meets; taps [size, CHANNELS].
 template <typename Row>
 INLINE void convolve(const Row &row, const float *taps, const float *bias, float *y, int64_t width, int64_t size,
@@ -35,8 +43,10 @@ KERNEL(short_conv)(const float *x, const float *past, const float *taps, const f
     const float *x_b = x + b * T * C + first, *past_b = past + b * keep * C + first, *add = bias ? bias + first : bias;
     float *rows_b = rows + b * (keep + T) * C + first;
     alignas(64) float turned[16 * CHANNELS];
-    for (int64_t j = 0; j < size; ++j)
-      for (int64_t c = 0; c < width; ++c) turned[j * CHANNELS + c] = taps[(first + c) * size + j];
+    if (size == 4)
+      turn(taps + first * 4, std::integral_constant<int, 4>{}, width, turned);
+    else
+      turn(taps + first * size, size, width, turned);
     for (int64_t j = 0; j < keep && step == 0; ++j) std::memcpy(rows_b + j * C, past_b + j * C, sizeof(float) * width);
     for (int64_t t = step * TOKENS; t < T && t < (step + 1) * TOKENS; ++t) {
       const auto row = [&](int64_t j) { return t + j < keep ? past_b + (t + j) * C : x_b + (t + j - keep) * C; };
