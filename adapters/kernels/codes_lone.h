@@ -35,24 +35,25 @@ struct Stretch {
 template <int SLOTS, int BYTES, bool APART, int SIZE>
 INLINE void add_stretch(const uint8_t *codes, const __mmask16 (&within)[SIZE], const Stretch<SLOTS, BYTES> &x,
                         int32_t *to, int32_t *above_them) {
-  Ints parts[BYTES][SIZE];
+  Ints parts[SIZE], high_parts[SIZE];
 #pragma GCC unroll 8
   for (int i = 0; i < SIZE; ++i) {
     const Words now{_mm512_maskz_loadu_epi32(within[i], codes + 64 * i)};
     const Words low = SLOTS == 4 ? low_nibbles(now) : above_128(now), high = high_nibbles(now);
+    Ints part = same(0);
 #pragma GCC unroll 3
-    for (int byte = 0; byte < BYTES; ++byte) {
-      Ints &part = parts[byte][i];
-      part = add_byte_products(same(0), low, words(x.digits[byte][SLOTS == 4 ? 2 * i : i]));
+    for (int byte = BYTES - 1; byte >= 0; --byte) {  // the highest first
+      if (APART && byte == 0)
+        high_parts[i] = part, part = same(0);
+      else if (byte < BYTES - 1)
+        part = above(part, same(0));
+      part = add_byte_products(part, low, words(x.digits[byte][SLOTS == 4 ? 2 * i : i]));
       if (SLOTS == 4) part = add_byte_products(part, high, words(x.digits[byte][2 * i + 1]));
     }
+    parts[i] = part;
   }
-#pragma GCC unroll 3
-  for (int byte = BYTES - 2; byte >= (APART ? 1 : 0); --byte)
-#pragma GCC unroll 8
-    for (int i = 0; i < SIZE; ++i) parts[byte][i] = above(parts[byte + 1][i], parts[byte][i]);
-  _mm512_store_si512(to, add_groups<SLOTS>(parts[0]));
-  if (APART) _mm512_store_si512(above_them, add_groups<SLOTS>(parts[BYTES > 1]));
+  _mm512_store_si512(to, add_groups<SLOTS>(parts));
+  if (APART) _mm512_store_si512(above_them, add_groups<SLOTS>(high_parts));
 }
 
 constexpr int64_t AHEAD = 6 << 10;  // bytes of W
