@@ -34,6 +34,12 @@ struct Scales {  // [out, in / group], fp16 or bf16
       const __m128i bits = eight_halves(values + i);
       _mm256_storeu_ps(to + i, from.bf16 ? shifted_up(bits) : _mm256_cvtph_ps(bits));
     }
+#elif defined(FLUVIAL_NEON)
+    for (; i + 4 <= count; i += 4) {
+      const uint16x4_t bits = vld1_u16(values + i);
+      const float32x4_t wide = vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(bits), 16));
+      vst1q_f32(to + i, from.bf16 ? wide : vcvt_f32_f16(vreinterpret_f16_u16(bits)));
+    }
 #endif
     for (; i < count; ++i) to[i] = from.bf16 ? widened(values[i]) : from_half(values[i]);
   }
@@ -87,7 +93,7 @@ VECTORS void unpack(const uint8_t *rows, int64_t stride, Words (&codes)[FOURS]) 
     Words more[4];
     turn(rows + 16, stride, more);
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) codes[i] = above_128(now[i]), codes[i + 4] = above_128(more[i]);
+    for (int i = 0; i < 4; ++i) codes[i] = int8_codes(now[i]), codes[i + 4] = int8_codes(more[i]);
   }
 }
 

@@ -11,7 +11,7 @@ namespace {
 
 #if defined(__AVX512F__)
 constexpr int MEET = 8;  // rows of x that a vector of codes meets while it is in a register
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) || defined(FLUVIAL_NEON)
 constexpr int MEET = 4;
 #else
 constexpr int MEET = 2;

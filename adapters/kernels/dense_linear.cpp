@@ -16,7 +16,7 @@ constexpr int64_t BLOCK_ROWS = 32;  // of W, widened at a time
 #if defined(__AVX512F__)  // accumulators that fit the registers: rows of W times rows of x
 constexpr int MOST = 8, BLOCK_R = 4, BLOCK_M = 6;
 constexpr int tile_rows(int m) { return m <= 4 ? 4 : 2; }
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) || defined(FLUVIAL_NEON)
 constexpr int MOST = 4, BLOCK_R = 2, BLOCK_M = 2;
 constexpr int tile_rows(int m) { return m == 1 ? 4 : m == 2 ? 2 : 1; }
 #else

@@ -10,6 +10,14 @@
 #include <type_traits>
 #include <utility>
 
+// The vectors of 64-bit ARM, and its products of bytes, unless the plain form is asked for (tests/kernels/arm).
+#if defined(__aarch64__) && defined(__ARM_NEON) && !defined(FLUVIAL_PLAIN)
+#define FLUVIAL_NEON
+#if defined(__ARM_FEATURE_DOTPROD)
+#define FLUVIAL_DOT
+#endif
+#endif
+
 #define FLUVIAL_JOIN_(name, set) fluvial_##name##_##set
 #define FLUVIAL_JOIN(name, set) FLUVIAL_JOIN_(name, set)
 #define KERNEL(name) extern "C" __attribute__((visibility("default"))) void FLUVIAL_JOIN(name, FLUVIAL_SET)

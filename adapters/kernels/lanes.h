@@ -7,6 +7,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(FLUVIAL_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace {
@@ -80,6 +82,43 @@ INLINE float sum(Lanes x) {
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+#elif defined(FLUVIAL_NEON)
+
+struct Lanes {
+  float32x4_t v[4];
+};
+INLINE Lanes all(float value) {
+  const float32x4_t four = vdupq_n_f32(value);
+  return {{four, four, four, four}};
+}
+INLINE Lanes zero() { return all(0.f); }
+INLINE Lanes load(const float *p) { return {{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}}; }
+INLINE void store(float *p, Lanes a) {
+  for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, a.v[i]);
+}
+INLINE Lanes load(const uint16_t *p) {
+  const uint16x8_t none = vdupq_n_u16(0), a = vld1q_u16(p), b = vld1q_u16(p + 8);
+  return {{vreinterpretq_f32_u16(vzip1q_u16(none, a)), vreinterpretq_f32_u16(vzip2q_u16(none, a)),
+           vreinterpretq_f32_u16(vzip1q_u16(none, b)), vreinterpretq_f32_u16(vzip2q_u16(none, b))}};
+}
+INLINE Lanes operator*(Lanes a, Lanes b) {
+  for (int i = 0; i < 4; ++i) a.v[i] = vmulq_f32(a.v[i], b.v[i]);
+  return a;
+}
+INLINE Lanes fma(Lanes a, Lanes b, Lanes c) {
+  for (int i = 0; i < 4; ++i) c.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]);
+  return c;
+}
+INLINE float sum(Lanes a) {
+  const float32x4_t four = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
+  return vpadds_f32(vadd_f32(vget_low_f32(four), vget_high_f32(four)));
+}
+INLINE void transpose(float32x4_t (&a)[4]) {
+  const float32x4_t even[] = {vzip1q_f32(a[0], a[2]), vzip2q_f32(a[0], a[2])};
+  const float32x4_t odd[] = {vzip1q_f32(a[1], a[3]), vzip2q_f32(a[1], a[3])};
+  for (int i = 0; i < 2; ++i) a[2 * i] = vzip1q_f32(even[i], odd[i]), a[2 * i + 1] = vzip2q_f32(even[i], odd[i]);
 }
 
 #else

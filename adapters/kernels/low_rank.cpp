@@ -16,7 +16,7 @@ constexpr int64_t BYTES = 256 << 10;  // of A and B for which threads share few 
 constexpr int MOST = 4;
 constexpr int ranks_of(int m) { return m == 1 ? 8 : 4; }
 constexpr int vectors_of(int m) { return m == 1 ? 8 : 4; }
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) || defined(FLUVIAL_NEON)
 constexpr int MOST = 2;
 constexpr int ranks_of(int m) { return m == 1 ? 4 : 2; }
 constexpr int vectors_of(int m) { return m == 1 ? 4 : 2; }

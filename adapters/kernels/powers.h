@@ -29,6 +29,22 @@ INLINE __m256 scaled_by(__m256 a, __m256 shifted) {
   return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), power));
 }
 INLINE Lanes scaled_by(Lanes a, Lanes shifted) { return {scaled_by(a.a, shifted.a), scaled_by(a.b, shifted.b)}; }
+#elif defined(FLUVIAL_NEON)
+INLINE Lanes operator+(Lanes a, Lanes b) {
+  for (int i = 0; i < 4; ++i) a.v[i] = vaddq_f32(a.v[i], b.v[i]);
+  return a;
+}
+INLINE Lanes between(Lanes a, float low, float high) {
+  for (int i = 0; i < 4; ++i) a.v[i] = vminnmq_f32(vmaxnmq_f32(a.v[i], vdupq_n_f32(low)), vdupq_n_f32(high));
+  return a;
+}
+INLINE Lanes scaled_by(Lanes a, Lanes shifted) {
+  for (int i = 0; i < 4; ++i) {
+    const int32x4_t power = vshlq_n_s32(vreinterpretq_s32_f32(shifted.v[i]), 23);
+    a.v[i] = vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(a.v[i]), power));
+  }
+  return a;
+}
 #else
 INLINE Lanes operator+(Lanes a, Lanes b) {
   for (int i = 0; i < 4; ++i) a.v[i] += b.v[i];
@@ -81,6 +97,18 @@ INLINE void transpose(const float *x, int64_t stride, float *to, int64_t to_stri
       float *there = to + j * to_stride + i;
       _mm_storeu_ps(there, a), _mm_storeu_ps(there + to_stride, b), _mm_storeu_ps(there + 2 * to_stride, c),
           _mm_storeu_ps(there + 3 * to_stride, d);
+    }
+    for (; j < columns; ++j)
+      for (int64_t r = i; r < i + 4; ++r) to[j * to_stride + r] = x[r * stride + j];
+  }
+#elif defined(FLUVIAL_NEON)
+  for (; i + 4 <= rows; i += 4) {
+    int64_t j = 0;
+    for (; j + 4 <= columns; j += 4) {
+      float32x4_t four[4];
+      for (int r = 0; r < 4; ++r) four[r] = vld1q_f32(x + (i + r) * stride + j);
+      transpose(four);
+      for (int r = 0; r < 4; ++r) vst1q_f32(to + (j + r) * to_stride + i, four[r]);
     }
     for (; j < columns; ++j)
       for (int64_t r = i; r < i + 4; ++r) to[j * to_stride + r] = x[r * stride + j];

@@ -32,8 +32,8 @@ INLINE Step step_of(float largest, bool finite) {
 template <int SLOTS, int BYTES>
 struct Rounded {
   static constexpr bool WIDE = BYTES == 3;
-  static constexpr int32_t ZERO = SLOTS == 4 ? 8 : 128;  // the code that stands for 0; int8 plus 128
-#if defined(__AVX512VNNI__)
+  static constexpr int32_t ZERO = SLOTS == 4 ? 8 : INT8_ZERO;  // the code that stands for 0
+#if defined(FLUVIAL_BYTES)
   int8_t digits[BYTES][PAIR];  // the lowest first
 #else
   int16_t words[WIDE ? 2 : 1][2][PAIR / 2];  // without the last eight bits, those; even columns, odd columns
@@ -99,8 +99,13 @@ struct Rounded {
     int32_t high = 0, low = 0;
     for (int half = 0; half < 2; ++half) {
       const Ints all = rounded(x + 16 * half, step.by), above = WIDE ? high_part(all) : all;
+#if defined(FLUVIAL_BYTES)
+      Ints rest = all;
+      for (int byte = 0; byte < BYTES; ++byte, rest = high_part(rest)) store_bytes(rest, digits[byte] + 16 * half);
+#else
       store_apart(above, words[0][0] + 8 * half, words[0][1] + 8 * half);
       if (WIDE) store_apart(low_part(all), words[WIDE][0] + 8 * half, words[WIDE][1] + 8 * half);
+#endif
       high += total(above);
       if (WIDE) low += total(low_part(all));
     }
@@ -114,9 +119,8 @@ struct Rounded {
 
   // The products of sixteen rows' codes, four columns a vector, with the whole numbers.
   VECTORS Lanes dot(const Rounded &x, const Words (&codes)[FOURS]) {
-    Ints high = same(-ZERO * x.high), low = same(-ZERO * x.low);
-#if defined(__AVX512VNNI__)
-    Ints highest = same(0);
+#if defined(FLUVIAL_BYTES)
+    Ints high = same(-ZERO * x.high), low = same(-ZERO * x.low), highest = same(0);
     if (!WIDE) low = high;
 #pragma GCC unroll 8
     for (int i = 0; i < FOURS; ++i) {
@@ -126,6 +130,7 @@ struct Rounded {
     }
     high = BYTES > 1 ? above(highest, WIDE ? high : low) : low;
 #else
+    Pairs high = pairs(-ZERO * x.high), low = pairs(-ZERO * x.low);
 #pragma GCC unroll 8
     for (int i = 0; i < FOURS; ++i) {
       const Words even = even_bytes(codes[i]), odd = odd_bytes(codes[i]);

@@ -11,7 +11,7 @@ namespace {
 
 #if defined(__AVX512F__)  // sums that fit the registers
 constexpr int64_t ROWS = 8, PARTS = 2;
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) || defined(FLUVIAL_NEON)
 constexpr int64_t ROWS = 4, PARTS = 1;
 #else
 constexpr int64_t ROWS = 2, PARTS = 1;

@@ -41,6 +41,14 @@ INLINE void turn(const uint8_t *rows, int64_t stride, Words (&to)[4]) {
   half_of(0, first), half_of(8, second);
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) to[i] = {first[i], second[i]};
+#elif defined(FLUVIAL_NEON)
+#pragma GCC unroll 4
+  for (int part = 0; part < 4; ++part) {
+    float32x4_t four[4];
+    for (int r = 0; r < 4; ++r) four[r] = vreinterpretq_f32_u8(vld1q_u8(rows + (4 * part + r) * stride));
+    transpose(four);
+    for (int i = 0; i < 4; ++i) to[i].v[part] = vreinterpretq_u8_f32(four[i]);
+  }
 #else
   uint32_t turned[4][BAND];
   for (int r = 0; r < BAND; ++r)

@@ -2,12 +2,16 @@
 #pragma once
 
 #include "lanes.h"
+#include "words_neon.h"
 #include "words_plain.h"
 
 #if defined(__AVX2__)
 #define VECTORS INLINE
 #else
 #define VECTORS static __attribute__((noinline))  // many instructions
+#endif
+#if defined(__AVX512VNNI__) || defined(FLUVIAL_DOT)
+#define FLUVIAL_BYTES  // there is add_byte_products
 #endif
 
 namespace {
@@ -133,6 +137,19 @@ INLINE void store_apart(Ints x, int16_t *even, int16_t *odd) {
   _mm_storeu_si128(reinterpret_cast<__m128i *>(odd), _mm256_extracti128_si256(apart, 1));
 }
 
+#endif
+
+#if defined(FLUVIAL_DOT)  // the codes of int8 as they are multiplied, and which of them stands for 0
+constexpr int32_t INT8_ZERO = 0;
+INLINE Words int8_codes(Words a) { return a; }
+#else
+constexpr int32_t INT8_ZERO = 128;
+INLINE Words int8_codes(Words a) { return above_128(a); }
+#endif
+
+#if !defined(FLUVIAL_NEON)
+typedef Ints Pairs;  // what add_products adds to
+INLINE Pairs pairs(int32_t value) { return same(value); }
 #endif
 
 }  // namespace

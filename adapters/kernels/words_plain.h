@@ -3,7 +3,7 @@
 
 #include "lanes.h"
 
-#if !defined(__AVX2__)
+#if !defined(__AVX2__) && !defined(FLUVIAL_NEON)
 
 namespace {
 
