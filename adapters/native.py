@@ -20,7 +20,8 @@ import torch  # before the library: it brings the one OpenMP runtime that both u
 from fluvial.adapters.errors import UnsupportedError
 
 ABI = 8  # as in kernels/abi.cpp
-SETS = ("baseline", "avx2", "avx512", "avx512vnni")  # narrowest first; each copy's suffix
+SETS = ("baseline", "dotprod", "avx2", "avx512", "avx512vnni")  # narrowest first; each copy's suffix
+ASKED = {"dotprod": "fluvial_dotprod", "avx512vnni": "fluvial_vnni"}  # of the library: torch does not tell
 _recording: ContextVar[Recorder | None] = ContextVar("recording", default=None)
 
 
@@ -107,8 +108,8 @@ class Status:
 
 
 def runnable(capability: str) -> tuple[str, ...]:
-    """The sets that a CPU of that capability may run, as torch names it ("DEFAULT", "AVX2", "AVX512")."""
-    widest = 3 if capability.startswith("AVX512") else 1 if capability.startswith("AVX2") else 0
+    """The sets that a CPU of that capability may run, as torch names it: "DEFAULT" (ARM too), "AVX2", "AVX512"."""
+    widest = 4 if capability.startswith("AVX512") else 2 if capability.startswith("AVX2") else 1
     return SETS[: widest + 1]
 
 
@@ -129,7 +130,7 @@ def open_library(path: Path | None) -> Library:
         why = f"Its ABI is {abi()}, not {ABI}."
         raise UnsupportedError(f"{path} belongs to another version.", why, "Reinstall Fluvial.")
     compiled.restype = ctypes.c_char_p
-    names = set(compiled().decode().split(",")) - ({"avx512vnni"} if not handle.fluvial_vnni() else set())
+    names = {s for s in compiled().decode().split(",") if s not in ASKED or getattr(handle, ASKED[s])()}
     return Library(path, handle, tuple(s for s in runnable(torch.backends.cpu.get_cpu_capability()) if s in names))
 
 
