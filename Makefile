@@ -43,7 +43,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/cache.py --tokens 8000
 	$(BIN)/python benchmarks/decode.py
 
-# Compiles the kernels for 64-bit ARM and compares them under an emulator; without one zig shows that they compile.
+# Compiles the kernels for 64-bit ARM and compares them under an emulator; without one they are only compiled.
 cross: $(READY)
 	@$(BIN)/python tests/kernels/arm/cross.py
 
