@@ -11,7 +11,6 @@ constexpr int64_t CHANNELS = 256, TOKENS = 16;  // of a job: its taps stay in th
 template <typename Size>
 INLINE void turn(const float *taps, Size size, int64_t width, float *to) {
   for (int64_t c = 0; c < width; ++c)
-#pragma GCC unroll 4
     for (int64_t j = 0; j < size; ++j) to[j * CHANNELS + c] = taps[c * size + j];
 }
 
