@@ -22,7 +22,7 @@ from fluvial.adapters.ops import op
 from fluvial.models import kv
 from fluvial.models.journal import Append, Count, Pending
 from fluvial.models.mixer import Mixer, Step, mixer
-from fluvial.models.rotary import Scaling, rotary_tables, rotate
+from fluvial.models.rotary import FEW, Scaling, next_tables, rotary_tables, rotate
 from fluvial.models.state import Leaf
 from fluvial.models.tape import Tape
 from fluvial.models.tree import Tree
@@ -189,6 +189,8 @@ class Attention(Mixer):
 
     def _tables(self, step: Step, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos, sin [B, T, 1, R]."""
+        if step.tokens <= FEW and (start := step.next_rotary) is not None and step.device.type == "cpu":
+            return next_tables(start, step.tokens, self.rotary, self.theta, self.scaling, dtype)
         tables = rotary_tables(step.rotary, self.rotary, self.theta, self.sections, self.scaling)
         cos, sin = tables.to(dtype).transpose(2, 3).unbind()
         return cos, sin

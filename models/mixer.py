@@ -75,6 +75,13 @@ class Step:
         shift = [r - p for r, p in zip(self.rotary_start, self.position, strict=True)]
         return self.positions + torch.tensor(shift, device=self.device)[:, None]
 
+    @property
+    def next_rotary(self) -> int | None:
+        """The rotary position of the first token, where the tokens of a single row follow one another."""
+        if len(self.position) != 1 or self.rotary_given is not None or self.tree is not None:
+            return None
+        return (self.rotary_start or self.position)[0]
+
     @cached_property
     def padding(self) -> Tensor | None:
         """True where a token is padding, bool [B, T]; None when all tokens are real."""

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from fluvial.adapters.errors import UsageError
 
+FEW, STRETCH = 16, 256  # tokens of a step whose tables are cut from those of a stretch
+
 _BOTH = frozenset({"factor", "original_max_position_embeddings"})
 SCALINGS = {  # the options of each kind, as config files spell them
     "linear": _BOTH,
@@ -102,6 +104,24 @@ def rotary_tables(
         angle = positions[_axes(width // 2, sections, positions.device)].movedim(0, -1)[:, None] * frequency
     tables = torch.stack([angle.cos(), angle.sin()])
     return tables if scaling is None or scaling.gain == 1 else tables * scaling.gain
+
+
+def next_tables(
+    start: int, tokens: int, width: int, theta: float, scaling: Scaling | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """cos and sin [1, T, 1, width / 2] of at most `FEW` tokens from a position on, on the CPU: cut from those of a
+    stretch of positions, because a dozen small operations a token would take longer than a layer."""
+    stretch, at = divmod(start, STRETCH)
+    cos, sin = _stretch(stretch, width, theta, scaling, dtype)
+    return cos[:, at : at + tokens], sin[:, at : at + tokens]
+
+
+@lru_cache(maxsize=64)
+def _stretch(index: int, width: int, theta: float, scaling: Scaling | None, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    with torch.inference_mode(False), torch.no_grad():
+        positions = torch.arange(index * STRETCH, (index + 1) * STRETCH + FEW)[None]
+        tables = rotary_tables(positions, width, theta, (), scaling).to(dtype)
+        return tables.transpose(2, 3).contiguous().unbind()
 
 
 @lru_cache(maxsize=16)
