@@ -219,7 +219,7 @@ def make(folder: Path, small: bool) -> None:
 
 
 def write_packed(plain: Path, folder: Path, quant: str) -> None:
-    """What packing that checkpoint would write, with random codes: packing it takes half an hour."""
+    """What packing that checkpoint would write, with random codes, in seconds instead of minutes."""
     import torch
     from safetensors.torch import save_file
 
