@@ -8,7 +8,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from fluvial.adapters import native
+from fluvial.adapters import choice, native
 from fluvial.adapters.chips.cpu import plain
 from fluvial.adapters.ops import kernel
 
@@ -51,7 +51,7 @@ def _register(library: native.Library) -> None:
     int8 = library.kernel("int8_rows", [_POINTER] * 4 + [_SIZE] * 4)
     label = f"C++ {library.sets[-1]}"
 
-    @kernel("largest", "cpu", label=label, accepts=_largest)
+    @kernel(choice.largest.name, "cpu", label=label, accepts=_largest)
     def run_largest(rows: Tensor, count: int, *, instructions: str | None = None) -> tuple[Tensor, Tensor]:
         rows = rows.contiguous()
         B, V = rows.shape
