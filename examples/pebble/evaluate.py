@@ -2,7 +2,7 @@
 
     python -m examples.pebble.evaluate models/pebble/delta --pictures 400 --json out.json
 
-The published weights are evaluated as they load, in fp32.
+The published weights are evaluated as they load, in fp32, or stored as `--quant` says.
 
 Training draws from seeds [n, 2, step]; evaluation from [seed, 3, ...], which training never sees.
 """
@@ -96,9 +96,9 @@ def answers(model: Pebble, tokenizer: Tokenizer, group: list[Sample], route: Rou
     return texts
 
 
-def published(folder: Path) -> tuple[Pebble, Tokenizer]:
+def published(folder: Path, quant: str | None = None) -> tuple[Pebble, Tokenizer]:
     """A published variant as it loads for everyone, with its tokenizer."""
-    return wrapped(load_model(folder)), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return wrapped(load_model(folder, quant=quant)), Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def wrapped(loaded: Model) -> Pebble:
@@ -113,12 +113,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pictures", type=int, default=400, help="samples per image and video task; texts a quarter")
+    parser.add_argument("--quant", metavar="RECIPE", help="int8, int4, int4-a8 ...")
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     texts = (("recall", 400), ("copy", 100), *(("passkey", int(1.5 * 1024 * k)) for k in (0.25, 1, 4, 16)))
-    model, tokenizer = published(args.folder)
+    model, tokenizer = published(args.folder, args.quant)
 
     def show(task: str, share: float) -> None:
         print(f"{task:20s} {share:.3f}", flush=True)
