@@ -34,12 +34,8 @@ class _Store:
     claimed: tuple[int, ...]
     written: tuple[Tensor, Tensor, tuple[int, ...]] | None = None  # the newest rows and the lengths they stand behind
     place: tuple[int, int, int, int] | None = None  # see `Tape.place`
-    capacity: int = -1
     shared: int = 0  # rows that forks read
     tapes: list[weakref.ref[Tape]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.capacity = self.k.shape[2]
 
     def add(self, tape: Tape) -> None:
         if len(self.tapes) >= MANY:
@@ -61,10 +57,8 @@ class Tape:
         """`lengths` counts the rows of `past`, which all batch rows have, and those of the store."""
         self.lengths = lengths
         self._store, self._past = store, past
-        self._base, self._own = 0, lengths
-        if past:
-            self._base = sum(k.shape[2] for k, _ in past)
-            self._own = tuple(length - self._base for length in lengths)
+        self._base = sum(k.shape[2] for k, _ in past)
+        self._own = tuple(length - self._base for length in lengths)
         store.add(self)
 
     @classmethod
@@ -145,10 +139,8 @@ class Tape:
 
     def ready(self, more: int) -> Tape:
         """A tape of the same rows that may write `more` behind each: this one, unless another went on from it."""
-        tape = self if self._store.claimed == self._own else self._writable()
-        rows = (tape._own[0] if len(tape._own) == 1 else max(tape._own, default=0)) + more
-        if rows > tape._store.capacity:
-            tape._reserve(rows)
+        tape = self._writable()
+        tape._reserve(max(tape._own, default=0) + more)
         tape._store.written = None
         return tape
 
@@ -158,7 +150,7 @@ class Tape:
 
     def claim(self, n: int) -> Tape:
         """A tape with n more rows behind each: those that a kernel wrote into the scratch of this `ready` tape."""
-        lengths = (self.lengths[0] + n,) if len(self.lengths) == 1 else tuple(length + n for length in self.lengths)
+        lengths = tuple(length + n for length in self.lengths)
         self._store.claimed = lengths
         return Tape(self._store, lengths)
 
@@ -236,7 +228,7 @@ class Tape:
         return whole
 
     def _reserve(self, rows: int) -> None:
-        capacity = self._store.capacity
+        capacity = self._store.k.shape[2]
         if rows > capacity:
             self._resize(max(rows, capacity + max(capacity // 2, BRANCH_GROWTH if self._past else GROWTH)))
 
@@ -248,7 +240,7 @@ class Tape:
             new = old.new_zeros(*old.shape[:2], capacity, old.shape[3])
             new[:, :, :used] = old[:, :, :used]
             setattr(self._store, name, new)
-        self._store.place, self._store.capacity = None, capacity
+        self._store.place = None
 
     def _write(self, k: Tensor, v: Tensor, n: tuple[int, ...]) -> None:
         self._store.written = (k, v, self._own) if min(n) == k.shape[2] else None

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from fluvial.adapters import choice, native
-from fluvial.adapters.chips.cpu import plain
+from fluvial.adapters.chips.cpu import plain, threads
+from fluvial.adapters.chips.cpu_linear import int4_codes, int8_codes
 from fluvial.adapters.ops import kernel
 
 FEW = 16  # ids: more are not looked at one by one
-GROUPS = (32, 64, 128, 256)
-_HALF = (torch.float16, torch.bfloat16)
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 
 
@@ -22,27 +21,18 @@ def _largest(rows: Tensor, count: int) -> bool:
     return rows.ndim == 2 and len(rows) > 0 and 0 < count <= rows.shape[1] and plain(rows)
 
 
-def _rows(ids: Tensor, q: Tensor, scale: Tensor, width: int) -> bool:
-    if q.ndim != 2 or scale.ndim != 2 or scale.dtype not in _HALF or not 0 < ids.numel() <= FEW:
-        return False
-    if ids.dtype is not torch.int64 or (torch.is_grad_enabled() and scale.requires_grad):
-        return False
-    out, groups = scale.shape
-    fits = out == q.shape[0] and groups > 0 and width / groups in GROUPS
-    return fits and all(0 <= id < out for id in ids.flatten().tolist())
+def _few(ids: Tensor, rows: int) -> bool:
+    """Whether they are a few ids of so many rows."""
+    few = ids.dtype is torch.int64 and 0 < ids.numel() <= FEW
+    return few and all(0 <= id < rows for id in ids.flatten().tolist())
 
 
 def _int4_rows(ids: Tensor, q: Tensor, scale: Tensor, offset: Tensor | None) -> bool:
-    if q.dtype is not torch.uint8 or not _rows(ids, q, scale, 2 * q.shape[-1]):
-        return False
-    if offset is None:
-        return True
-    like = offset.shape == scale.shape and offset.dtype is scale.dtype
-    return like and not (torch.is_grad_enabled() and offset.requires_grad)
+    return int4_codes(q, scale, offset) and _few(ids, len(q))
 
 
 def _int8_rows(ids: Tensor, q: Tensor, scale: Tensor) -> bool:
-    return q.dtype is torch.int8 and _rows(ids, q, scale, q.shape[-1])
+    return int8_codes(q, scale) and _few(ids, len(q))
 
 
 def _register(library: native.Library) -> None:
@@ -56,8 +46,7 @@ def _register(library: native.Library) -> None:
         rows = rows.contiguous()
         B, V = rows.shape
         values, ids = rows.new_empty(B, count), torch.empty(B, count, dtype=torch.int64)
-        most = torch.get_num_threads() if B > 1 else 1
-        largest(instructions)(rows.data_ptr(), values.data_ptr(), ids.data_ptr(), B, V, count, most)
+        largest(instructions)(rows.data_ptr(), values.data_ptr(), ids.data_ptr(), B, V, count, threads(B * V))
         return values, ids
 
     @kernel("int4_rows", "cpu", label=f"{label}, up to {FEW}", accepts=_int4_rows)

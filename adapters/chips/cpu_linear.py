@@ -35,30 +35,40 @@ def _rows(x: Tensor, columns: int) -> int:
     return x.numel() // columns if x.dtype in (torch.float32, torch.bfloat16) else 0
 
 
-def _scaled(x: Tensor, q: Tensor, scale: Tensor, columns: int, *more: Tensor) -> bool:
-    if q.ndim != 2 or scale.ndim != 2 or not _rows(x, columns):
+def _codes(q: Tensor, scale: Tensor, columns: int, *more: Tensor) -> bool:
+    """Whether the kernels take codes with these scales as a matrix of so many columns."""
+    if q.ndim != 2 or scale.ndim != 2 or scale.dtype not in _HALF:
         return False
-    (out, groups), dtype = scale.shape, scale.dtype
-    return (
-        dtype in _HALF
-        and out == q.shape[0]
-        and groups > 0
-        and columns / groups in GROUPS
-        and not _wants_gradient(x, scale, *more)
-    )
+    out, groups = scale.shape
+    fits = out == q.shape[0] and groups > 0 and columns / groups in GROUPS
+    return fits and not _wants_gradient(scale, *more)
+
+
+def int4_codes(q: Tensor, scale: Tensor, offset: Tensor | None) -> bool:
+    """Whether the kernels take these parts of an int4 matrix (formats/int4.py)."""
+    if q.dtype is not torch.uint8:
+        return False
+    if offset is None:
+        return _codes(q, scale, 2 * q.shape[-1])
+    same = offset.shape == scale.shape and offset.dtype == scale.dtype
+    return same and _codes(q, scale, 2 * q.shape[-1], offset)
+
+
+def int8_codes(q: Tensor, scale: Tensor) -> bool:
+    """Whether the kernels take these parts of an int8 matrix (formats/int8.py)."""
+    return q.dtype is torch.int8 and _codes(q, scale, q.shape[-1])
+
+
+def _activations(x: Tensor, columns: int, x_bits: int | None) -> bool:
+    return x_bits in (None, 8) and _rows(x, columns) > 0 and not _wants_gradient(x)
 
 
 def _accepts_int4(x: Tensor, q: Tensor, scale: Tensor, offset: Tensor | None, x_bits: int | None = None) -> bool:
-    if x_bits not in (None, 8) or q.dtype is not torch.uint8:
-        return False
-    if offset is None:
-        return _scaled(x, q, scale, 2 * q.shape[-1])
-    same = offset.shape == scale.shape and offset.dtype == scale.dtype
-    return same and _scaled(x, q, scale, 2 * q.shape[-1], offset)
+    return int4_codes(q, scale, offset) and _activations(x, 2 * q.shape[-1], x_bits)
 
 
 def _accepts_int8(x: Tensor, q: Tensor, scale: Tensor, x_bits: int | None = None) -> bool:
-    return x_bits in (None, 8) and q.dtype is torch.int8 and _scaled(x, q, scale, q.shape[-1])
+    return int8_codes(q, scale) and _activations(x, q.shape[-1], x_bits)
 
 
 def _accepts_dense(x: Tensor, weight: Tensor) -> bool:

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from fluvial.adapters import native, ops
-from fluvial.engine import sampling  # noqa: F401  (they define the ops)
-from fluvial.models import decoder  # noqa: F401
+from fluvial.models import decoder  # noqa: F401  (it defines the ops)
 
 RELATIVE = (
     2e-6  # of the largest value, from the reference in fp64; where fp32 rounds worse, twice the reference's error
