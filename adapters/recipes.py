@@ -71,7 +71,7 @@ def alike(one: str, other: str) -> bool:
 
 def _rounding(of: Recipe) -> Recipe:
     """The same bytes, multiplied sooner; gates keep what they multiply."""
-    formats = {kind: f if kind == "gate" or f == "dense" else f + ROUNDED for kind, f in of.formats.items()}
+    formats = {kind: f if kind == "gate" else f + ROUNDED for kind, f in of.formats.items()}
     return Recipe(of.name + ROUNDED, formats, of.dtype)
 
 
