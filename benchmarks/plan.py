@@ -21,9 +21,9 @@ from torch.profiler import ProfilerActivity, profile
 from fluvial.adapters import chips
 from fluvial.adapters.packed import formats_of, prepare
 from fluvial.adapters.recipes import recipe
-from fluvial.engine.feed import CHUNK
 from fluvial.engine.loading import read_shapes
 from fluvial.engine.plan import MemoryPlan, plan
+from fluvial.engine.stretch import CHUNK
 from fluvial.models.decoder import Decoder
 
 QWEN: dict[str, Any] = {

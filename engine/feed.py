@@ -6,7 +6,7 @@ A feed is a value: `fork` is cheap, and nothing that one fork does is seen by an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,9 +20,9 @@ from fluvial.engine.cache.key import plugins_key
 from fluvial.engine.draft import Draft, Seen
 from fluvial.engine.model import Model
 from fluvial.engine.plugins import Blend
+from fluvial.engine.stretch import Part, Stretch, chunks, joined, placed
 from fluvial.models.state import State
 
-CHUNK = 512  # tokens fed at once
 FEW = 16  # tokens whose forward leaves little memory behind
 
 
@@ -66,8 +66,7 @@ class Feed:
         ids = list(ids)
         if not ids:
             return self
-        table = torch.tensor([ids], device=self.model.decoder.device)
-        return self.behind(self._after(self.model.decoder.embed(table, self.route)[0], None, ids, more), ids)
+        return self.behind(self._after([Stretch(tuple(ids))], more=more), ids)
 
     def apart(self) -> Feed:
         """The same without account of what it reads from here on; `behind` takes it up again."""
@@ -80,31 +79,58 @@ class Feed:
         chain = self.chain.read(symbols, plugins_key(self.route), feed.position, feed.state.shift)
         return replace(feed, chain=chain)
 
-    def step(self, x: Tensor, layout: Layout) -> Feed:
-        """After one step of a medium: its embeddings x [T, D] and the words around them."""
+    def steps(self, steps: Iterable[tuple[Tensor, Layout]], marker: Sequence[int] = ()) -> Feed:
+        """After steps of a medium: embeddings x [T, D] and the words around them, with the ids `marker` in front of
+        each. Many small ones share a forward."""
         encode = self.model.tokenizer.encode
-        before, after = (encode("".join(texts), special=True, first=False) for texts in (layout.before, layout.after))
-        lead = encode(layout.lead, special=False, first=False)
-        return self.ids([*lead, *before], more=True).embeddings(x, layout.positions, more=bool(after)).ids(after)
+
+        def stretches() -> Iterator[Stretch]:
+            for x, layout in steps:
+                lead = encode(layout.lead, special=False, first=False)
+                before, after = (
+                    encode("".join(texts), special=True, first=False) for texts in (layout.before, layout.after)
+                )
+                yield Stretch((*marker, *lead, *before))
+                yield Stretch(x=x, positions=layout.positions)
+                yield Stretch(tuple(after))
+
+        return self._after(stretches())
+
+    def embeddings(self, x: Tensor, positions: Tensor | None = None) -> Feed:
+        """After more embeddings x [T, D]; rotary `positions` [3, T] count from the next token's."""
+        return self._after([Stretch(x=x, positions=positions)])
 
     @torch.no_grad()
-    def embeddings(self, x: Tensor, positions: Tensor | None = None, *, more: bool = False) -> Feed:
-        """After more embeddings x [T, D]; rotary `positions` [3, T] count from the next token's. `more` as for ids."""
-        return self._after(x, positions, None, more)
-
-    @torch.no_grad()
-    def _after(self, x: Tensor, positions: Tensor | None, ids: list[int] | None, more: bool) -> Feed:
-        decoder, state, draft = self.model.decoder, self.state, self.draft
-        chunks = x.to(decoder.dtype)[None].split(CHUNK, 1)
-        places: Sequence[Tensor | None] = [None] * len(chunks)
-        if positions is not None:
-            places = (positions[:, None].to(decoder.device) + state.rotary[0]).split(CHUNK, 2)
-        for i, (chunk, place) in enumerate(zip(chunks, places, strict=True)):
-            hidden, state = decoder(chunk, state, positions=place, route=self.route)
+    def _after(self, stretches: Iterable[Stretch], *, more: bool = False) -> Feed:
+        decoder, state, draft, hidden, anchor = self.model.decoder, self.state, self.draft, None, 0
+        for chunk in chunks(stretches):
+            x = joined([self._embedded(part) for part in chunk])
+            places, anchor = placed(chunk, state.rotary[0], anchor)
+            positions = None if places is None else torch.cat(places, 2).to(decoder.device)
+            hidden, state = decoder(x, state, positions=positions, route=self.route)
             if draft is not None:
-                part = None if ids is None else ids[i * CHUNK : (i + 1) * CHUNK]
-                draft = draft.observe(Seen(part, chunk[0], hidden[0], place, self.route))
-            if chunk.shape[1] > FEW:
+                draft = self._seen(draft, chunk, places or [None] * len(chunk), x[0], hidden[0])
+            if x.shape[1] > FEW:
                 pages.trim()
+        if hidden is None:
+            return self
         logits = None if more else decoder.logits(hidden[0, -1], self.route).float()
         return replace(self, state=state, logits=logits, draft=draft, chain=None)
+
+    def _seen(
+        self, draft: Draft, chunk: list[Part], places: Sequence[Tensor | None], x: Tensor, hidden: Tensor
+    ) -> Draft:
+        """The draft after a chunk: x [T, D or wider] and what came of it [T, D]."""
+        at = 0
+        for part, place in zip(chunk, places, strict=True):
+            span, at = slice(at, at + len(part)), at + len(part)
+            given = None if place is None or part.ids is not None else place.to(x.device)
+            draft = draft.observe(Seen(part.ids, x[span], hidden[span], given, self.route))
+        return draft
+
+    def _embedded(self, part: Part) -> Tensor:
+        """[T, D or wider]"""
+        decoder = self.model.decoder
+        if part.stretch.x is not None:
+            return part.stretch.x[part.start : part.end].to(decoder.dtype)
+        return decoder.embed(torch.tensor([part.ids], device=decoder.device), self.route)[0]

@@ -18,8 +18,8 @@ from fluvial.adapters.packed import Manifest, formats_of, prepare
 from fluvial.adapters.recipes import RECIPES, TOWER, Recipe, class_of, matrices
 from fluvial.adapters.weights import WIDE
 from fluvial.encoders.frame import Frame
-from fluvial.engine.feed import CHUNK
 from fluvial.engine.loading import filled_modules, read_shapes, stored_names
+from fluvial.engine.stretch import CHUNK
 from fluvial.engine.workspace import peak
 from fluvial.models.decoder import Decoder
 from fluvial.models.rounded import Rounded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from fluvial.adapters import pages
 from fluvial.adapters.errors import UsageError
 from fluvial.engine.feed import Feed
-from fluvial.engine.media import Encoding, Medium, medium_of
+from fluvial.engine.media import Encoding, Medium, Step, medium_of
 from fluvial.engine.template import MEDIA, Message, Part, Text, before_media, encode_parts, merged
 from fluvial.models.tape import Tape
 
@@ -120,19 +120,24 @@ def read(feed: Feed, pieces: list[Piece], progress: Progress | None = None, *, c
 
 
 def _look(reading: Reading, piece: Piece, progress: Progress | None, *, skip: bool) -> None:
-    medium, before, seen = piece.medium, reading.feed, 0
+    medium, before = piece.medium, reading.feed
     assert medium is not None
     if skip:
         medium.skip()
     else:
-        inner = before.apart()
-        for step, layout in medium.steps():
-            inner = inner.ids(piece.marker, more=True).step(step, layout)
-            if progress is not None and medium.frames != seen:
-                seen = medium.frames
-                progress(seen)
+        inner = before.apart().steps(_reported(medium, progress), piece.marker)
         reading.feed = before.behind(inner, (medium.symbol,))
     reading.media_tokens += medium.tokens
+
+
+def _reported(medium: Encoding, progress: Progress | None) -> Iterator[Step]:
+    """The medium's steps; `progress` hears of the pictures in those that were taken."""
+    seen = 0
+    for step in medium.steps():
+        yield step
+        if progress is not None and medium.frames != seen:
+            seen = medium.frames
+            progress(seen)
 
 
 def _passes(before: int, after: int) -> bool:
