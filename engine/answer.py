@@ -27,6 +27,7 @@ class Answer:
         self.feed, self.said, self.text, self.reason = prompt.feed, list[int](), "", "length"
         self._written, self._seconds = 0, 0.0
         model, draft = prompt.feed.model, prompt.feed.draft
+        model.decoder.expect(1, 1, journal=False)
         depth = Depth() if draft is None else model.depths.of(draft.name, prompt.feed.route)
         self._decoding = Decoding(prompt.feed, sampler, depth, list(prompt.ids), model.tokenizer.eos_ids)
 

@@ -6,7 +6,7 @@ A feed is a value: `fork` is cheap, and nothing that one fork does is seen by an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fluvial.adapters import pages
 from fluvial.adapters.errors import UnsupportedError
-from fluvial.encoders.layout import Layout
 from fluvial.engine.cache.chain import Chain
 from fluvial.engine.cache.key import plugins_key
 from fluvial.engine.draft import Draft, Seen
@@ -61,47 +60,25 @@ class Feed:
     def position(self) -> int:
         return self.state.position[0]
 
-    def ids(self, ids: Iterable[int], *, more: bool = False) -> Feed:
-        """After more token ids. With `more` to come at once, there are no logits: the head is not read for them."""
-        ids = list(ids)
-        if not ids:
-            return self
-        return self.behind(self._after([Stretch(tuple(ids))], more=more), ids)
-
-    def apart(self) -> Feed:
-        """The same without account of what it reads from here on; `behind` takes it up again."""
-        return replace(self, chain=None)
+    def ids(self, ids: Iterable[int]) -> Feed:
+        """After more token ids."""
+        ids = tuple(ids)
+        return self.behind(self.read([Stretch(ids)]), ids) if ids else self
 
     def behind(self, feed: Feed, symbols: Sequence[int | str]) -> Feed:
         """`feed`, which went on from here with `symbols`: ids, or what a medium is called."""
         if self.chain is None or self.chain.given_up:
-            return feed if feed.chain is None else feed.apart()
+            return feed if feed.chain is None else replace(feed, chain=None)
         chain = self.chain.read(symbols, plugins_key(self.route), feed.position, feed.state.shift)
         return replace(feed, chain=chain)
 
-    def steps(self, steps: Iterable[tuple[Tensor, Layout]], marker: Sequence[int] = ()) -> Feed:
-        """After steps of a medium: embeddings x [T, D] and the words around them, with the ids `marker` in front of
-        each. Many small ones share a forward."""
-        encode = self.model.tokenizer.encode
-
-        def stretches() -> Iterator[Stretch]:
-            for x, layout in steps:
-                lead = encode(layout.lead, special=False, first=False)
-                before, after = (
-                    encode("".join(texts), special=True, first=False) for texts in (layout.before, layout.after)
-                )
-                yield Stretch((*marker, *lead, *before))
-                yield Stretch(x=x, positions=layout.positions)
-                yield Stretch(tuple(after))
-
-        return self._after(stretches())
-
     def embeddings(self, x: Tensor, positions: Tensor | None = None) -> Feed:
         """After more embeddings x [T, D]; rotary `positions` [3, T] count from the next token's."""
-        return self._after([Stretch(x=x, positions=positions)])
+        return self.read([Stretch(x=x, positions=positions)])
 
     @torch.no_grad()
-    def _after(self, stretches: Iterable[Stretch], *, more: bool = False) -> Feed:
+    def read(self, stretches: Iterable[Stretch]) -> Feed:
+        """After ids and embeddings in a row, many of which share a forward; `behind` gives account of them."""
         decoder, state, draft, hidden, anchor = self.model.decoder, self.state, self.draft, None, 0
         for chunk in chunks(stretches):
             x = joined([self._embedded(part) for part in chunk])
@@ -114,7 +91,7 @@ class Feed:
                 pages.trim()
         if hidden is None:
             return self
-        logits = None if more else decoder.logits(hidden[0, -1], self.route).float()
+        logits = decoder.logits(hidden[0, -1], self.route).float()
         return replace(self, state=state, logits=logits, draft=draft, chain=None)
 
     def _seen(

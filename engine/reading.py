@@ -10,7 +10,8 @@ from typing import Any
 from fluvial.adapters import pages
 from fluvial.adapters.errors import UsageError
 from fluvial.engine.feed import Feed
-from fluvial.engine.media import Encoding, Medium, Step, medium_of
+from fluvial.engine.media import Encoding, Medium, medium_of
+from fluvial.engine.stretch import Stretch
 from fluvial.engine.template import MEDIA, Message, Part, Text, before_media, encode_parts, merged
 from fluvial.models.tape import Tape
 
@@ -30,9 +31,21 @@ class Piece:
     def symbols(self) -> tuple[int | str, ...]:
         return self.ids if self.medium is None else (self.medium.symbol,)
 
-    @property
-    def is_image(self) -> bool:
-        return self.medium is not None and self.medium.kind == "image"
+    def stretches(self, encode: Callable[..., list[int]], progress: Progress | None) -> Iterator[Stretch]:
+        """As the decoder reads it; `progress` hears of the pictures that were taken."""
+        if self.medium is None:
+            yield Stretch(self.ids)
+            return
+        seen = 0
+        for x, layout in self.medium.steps():
+            lead = encode(layout.lead, special=False, first=False)
+            before, after = (encode("".join(t), special=True, first=False) for t in (layout.before, layout.after))
+            yield Stretch((*self.marker, *lead, *before))
+            yield Stretch(x=x, positions=layout.positions)
+            yield Stretch(tuple(after))
+            if progress is not None and self.medium.frames != seen:
+                seen = self.medium.frames
+                progress(seen)
 
 
 @dataclass
@@ -90,7 +103,8 @@ def read(feed: Feed, pieces: list[Piece], progress: Progress | None = None, *, c
     cache, at = feed.model.cache if cached else None, 0
     if cache is not None and feed.position == 0:
         feed = cache.start(feed)
-    cache = cache if feed.chain is not None else None
+    if feed.chain is None:
+        return _straight(feed, pieces, progress)
     live = any(piece.medium is not None and piece.medium.live for piece in pieces)
     reading, done, branch = Reading(feed), 0, 0
     if cache is not None and (symbols := [symbol for piece in pieces for symbol in piece.symbols]):
@@ -98,7 +112,7 @@ def read(feed: Feed, pieces: list[Piece], progress: Progress | None = None, *, c
         reading.feed, done, branch = hit.feed, hit.count, hit.shared
         reading.cached_tokens = hit.feed.position - feed.position
         reading.misses += [hit.why] if hit.why else []
-    for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
+    for piece in pieces:
         behind = at + len(piece.symbols)
         if piece.medium is not None:
             _look(reading, piece, progress, skip=behind <= done)
@@ -107,10 +121,8 @@ def read(feed: Feed, pieces: list[Piece], progress: Progress | None = None, *, c
         elif behind > done:
             ids = piece.ids[max(0, done - at) :]
             stops = () if cache is None else _stops(reading.feed, len(ids), branch - max(at, done))
-            # nobody asks what comes before an image: the head, as large as several layers, can stay away
-            more = cache is None and following is not None and following.is_image
             for start, stop in pairwise((0, *stops, len(ids))):
-                reading.feed = reading.feed.ids(ids[start:stop], more=more)
+                reading.feed = reading.feed.ids(ids[start:stop])
                 if cache is not None and stop < len(ids):
                     cache.keep(reading.feed, lasting=behind - len(ids) + stop == branch)
         at = behind
@@ -119,25 +131,22 @@ def read(feed: Feed, pieces: list[Piece], progress: Progress | None = None, *, c
     return reading
 
 
+def _straight(feed: Feed, pieces: list[Piece], progress: Progress | None) -> Reading:
+    """All pieces, without account of what was read: they share forwards."""
+    encode = feed.model.tokenizer.encode
+    feed = feed.read(stretch for piece in pieces for stretch in piece.stretches(encode, progress))
+    return Reading(feed, sum(piece.medium.tokens for piece in pieces if piece.medium is not None))
+
+
 def _look(reading: Reading, piece: Piece, progress: Progress | None, *, skip: bool) -> None:
     medium, before = piece.medium, reading.feed
     assert medium is not None
     if skip:
         medium.skip()
     else:
-        inner = before.apart().steps(_reported(medium, progress), piece.marker)
+        inner = before.read(piece.stretches(before.model.tokenizer.encode, progress))
         reading.feed = before.behind(inner, (medium.symbol,))
     reading.media_tokens += medium.tokens
-
-
-def _reported(medium: Encoding, progress: Progress | None) -> Iterator[Step]:
-    """The medium's steps; `progress` hears of the pictures in those that were taken."""
-    seen = 0
-    for step in medium.steps():
-        yield step
-        if progress is not None and medium.frames != seen:
-            seen = medium.frames
-            progress(seen)
 
 
 def _passes(before: int, after: int) -> bool:

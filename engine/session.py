@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+from fluvial.adapters import pages
 from fluvial.adapters.errors import UsageError
 from fluvial.engine import saved
 from fluvial.engine.answer import Answer
@@ -63,34 +64,37 @@ class Session(Intake):
     def _answer(
         self, question: str, max_tokens: int, params: SamplingParams, stream: TextStream, route: Blend | None
     ) -> Iterator[Event]:
-        before = self._now
-        try:
-            self._now = replace(before, feed=before.feed.under(route))
-            self._settle()
-        except BaseException:
-            self._now = before
-            raise
-        content = [*self._now.open_turn, *([{"type": "text", "text": question}] if question else [])]
-        if not content:
-            self._now = before
-            raise UsageError("There is nothing to answer.", hint="Ask a question or push something first.")
-        plain = all(part["type"] == "text" for part in content)
-        message = {"role": "user", "content": "".join(part["text"] for part in content) if plain else content}
-        try:
-            self._feed_parts(self._continuation([message], generation=False), [])
-            asked = self._now
-            self._feed_parts(self._continuation([message], generation=True), [], cached=False)
-        except BaseException:
-            self._now = before
-            raise
+        own = self._now.feed.route
+        asked, message = self._read_question(question, route)
+        pages.trim()
         prompt = self._now
         answer = Answer(prompt, Sampler(params, vocab_size=self.model.tokenizer.vocab_size), stream)
         try:
             yield from answer.tokens(max_tokens)
         finally:
             self._finish(asked, prompt, message, answer)
-            self._now = replace(self._now, feed=replace(self._now.feed, route=before.feed.route))
+            self._now = replace(self._now, feed=replace(self._now.feed, route=own))
         yield answer.done()
+
+    def _read_question(self, question: str, route: Blend | None) -> tuple[Snapshot, dict[str, Any]]:
+        """Ends the user's turn and reads the generation prompt. The memory at the turn's end, and its message; nobody
+        keeps the memory from before here, as large as it may be."""
+        before = self._now
+        try:
+            self._now = replace(before, feed=before.feed.under(route))
+            self._settle()
+            content = [*self._now.open_turn, *([{"type": "text", "text": question}] if question else [])]
+            if not content:
+                raise UsageError("There is nothing to answer.", hint="Ask a question or push something first.")
+            plain = all(part["type"] == "text" for part in content)
+            message = {"role": "user", "content": "".join(part["text"] for part in content) if plain else content}
+            self._feed_parts(self._continuation([message], generation=False), [])
+            asked = self._now
+            self._feed_parts(self._continuation([message], generation=True), [], cached=False)
+        except BaseException:
+            self._now = before
+            raise
+        return asked, message
 
     def _finish(self, asked: Snapshot, prompt: Snapshot, message: dict[str, Any], answer: Answer) -> None:
         reply = {"role": "assistant", "content": answer.text}

@@ -36,7 +36,7 @@ class Run:
     @torch.no_grad()
     def __init__(self, before: Feed, token: int, proposal: Proposal, ends: Collection[int]) -> None:
         began, decoder, route = time.perf_counter(), before.model.decoder, before.route
-        self.before, self.proposal, self.ids = before, proposal, [token, *proposal.tokens]
+        self.proposal, self.ids = proposal, [token, *proposal.tokens]
         tree = proposal.parents
         self.parents = range(-1, len(self.ids) - 1) if tree is None else [-1, *(parent + 1 for parent in tree)]
         self.computed = len(self.ids) - (len(self.ids) > 1 and self.ids[-1] in ends)
@@ -48,6 +48,8 @@ class Run:
             self._hidden, self._end = decoder(self._x, before.state, route=route, journal=True)
         else:  # nothing to take back
             self._hidden, self._end = decoder(self._x, before.state, route=route)
+        # not the state before: a large one should not stay as long as somebody may ask for the feed after
+        self.before = replace(before, state=self._end) if isinstance(self._end, State) else before
         self.logits = decoder.logits(self._hidden[0], route).float()
         self.seconds = time.perf_counter() - began
 
@@ -107,6 +109,7 @@ class Decoding:
         self.history.append(id)
         proposal = self._proposal(feed, room)
         self._run, self._path, self._missed = Run(feed, id, proposal, self._ends), [0], False
+        self._feed = self._run.before
         self.forwards += 1
         self.drafted += len(proposal.tokens)
 

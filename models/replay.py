@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fluvial.adapters import native, ops
+from fluvial.adapters import native, ops, pages
 from fluvial.adapters.linear import Linear
 from fluvial.adapters.module import Module, changes
 from fluvial.adapters.operands import Routes
@@ -108,6 +108,7 @@ class Replays:
                 return None
             about = self._weights.tensors, operands, self._layouts, self._weights.why
             replay = self._known[key] = Recorded(forward, x, state.leaves, step, *about)
+            pages.trim()  # of what it made, a whole state too
         return replay(x, state.leaves, step, operands, strengths)
 
 
