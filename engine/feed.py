@@ -101,7 +101,7 @@ class Feed:
         at = 0
         for part, place in zip(chunk, places, strict=True):
             span, at = slice(at, at + len(part)), at + len(part)
-            given = None if place is None or part.ids is not None else place.to(x.device)
+            given = None if place is None or part.stretch.positions is None else place.to(x.device)
             draft = draft.observe(Seen(part.ids, x[span], hidden[span], given, self.route))
         return draft
 

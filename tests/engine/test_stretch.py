@@ -1,0 +1,119 @@
+"""Words and media that share forwards leave what they leave one after another, wherever chunks are cut."""
+
+from __future__ import annotations
+
+import gc
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fluvial.engine import stretch
+from fluvial.engine.draft import Seen
+from fluvial.engine.feed import Feed
+from fluvial.engine.session import Session
+from fluvial.engine.stretch import Stretch
+from fluvial.models.decoder import Decoder
+from fluvial.models.state import State
+from tests.engine.tiny import VARIANTS, frames, tiny
+from tests.models import zoo
+
+EXACT = 1e-9
+
+
+class Listener:
+    """A draft that notes what it is shown: ids as they are, of a medium the rows' sums."""
+
+    name = "listener"
+
+    def __init__(self, heard: tuple[Any, ...] = ()) -> None:
+        self.heard = heard
+
+    def observe(self, seen: Seen) -> Listener:
+        rows = zip(seen.x.sum(-1).tolist(), seen.hidden.sum(-1).tolist(), strict=True)
+        what = seen.ids or [None] * len(seen.x)
+        places = [None] * len(what) if seen.positions is None else seen.positions[:, 0].T.tolist()
+        return Listener((*self.heard, *zip(what, places, rows, strict=True)))
+
+
+def drawn(runs: list[tuple[str, int]], width: int, seed: int) -> list[Stretch]:
+    draw = torch.Generator().manual_seed(seed)
+    made = []
+    for kind, n in runs:
+        x = torch.randn(n, width, generator=draw, dtype=torch.float64)
+        grid = torch.stack([torch.zeros(n), torch.arange(n) // 3, torch.arange(n) % 3]).long()
+        ids = tuple(torch.randint(zoo.VOCAB, (n,), generator=draw).tolist())
+        made.append(
+            Stretch(ids) if kind == "text" else Stretch(x=x, positions=grid) if kind == "grid" else Stretch(x=x)
+        )
+    return made
+
+
+RUNS = st.lists(st.tuples(st.sampled_from(("text", "grid", "row")), st.integers(0, 9)), min_size=1, max_size=6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(runs=RUNS, chunk=st.integers(1, 12), seed=st.integers(0, 99))
+def test_together_as_one_by_one(runs, chunk, seed):
+    decoder = zoo.decoder("media_hybrid")
+    model, before = SimpleNamespace(name="", decoder=decoder), stretch.CHUNK
+    start = Feed(model, decoder.init_state(), draft=Listener()).ids([3, 1, 4])
+    stretches = drawn(runs, decoder.config.d_model, seed)
+    alone = start
+    for one in stretches:
+        alone = alone.read([one])
+    try:
+        stretch.CHUNK = chunk
+        together = start.read(iter(stretches))
+    finally:
+        stretch.CHUNK = before
+    assert together.state.rotary == alone.state.rotary and together.position == alone.position
+    assert zoo.distance(together.state, alone.state) <= EXACT
+    assert torch.allclose(together.logits, alone.logits, rtol=0, atol=1e-5)
+    assert len(together.draft.heard) == len(alone.draft.heard)
+    for (ids, places, rows), (other, places_too, rows_too) in zip(together.draft.heard, alone.draft.heard, strict=True):
+        assert (ids, places) == (other, places_too)
+        assert rows == pytest.approx(rows_too, abs=1e-9)
+
+
+def test_a_rest_is_read_before_more_is_asked_for():
+    """Chunks are full, and no more stretches are made than one of them needs."""
+    asked = []
+
+    def stretches():
+        for n in (300, 300, 500):
+            asked.append(n)
+            yield Stretch(tuple(range(n)))
+
+    sizes = [(sum(map(len, chunk)), len(asked)) for chunk in stretch.chunks(stretches())]
+    assert sizes == [(512, 2), (512, 3), (76, 3)]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_live_frame_takes_one_forward(variant, monkeypatch):
+    session, calls = Session(tiny(variant)), list[int]()
+    forward = Decoder.forward
+    counted = lambda self, x, *a, **k: calls.append(x.shape[1]) or forward(self, x, *a, **k)  # noqa: E731
+    monkeypatch.setattr(Decoder, "forward", counted)
+    before = 0
+    for frame in frames(4):
+        session.push(frame)
+        assert len(calls) <= before + 1
+        before = len(calls)
+    assert sum(calls) == session.position
+
+
+@pytest.mark.parametrize("variant", ["delta", "mamba2", "transformer"])  # whose first words here are whole characters
+def test_states_that_an_answer_holds(variant):
+    """At the turn's end, behind the prompt, behind the newest token; in a forward one more. A large one is 50 MB."""
+    session = Session(tiny(variant))
+    session.push("one two three")
+    answer, most = session.ask("what?", max_tokens=6), 0
+    for _ in answer:
+        gc.collect()
+        held = {id(thing.leaves) for thing in gc.get_objects() if type(thing) is State and thing.position[0]}
+        most = max(most, len(held))
+    assert most <= 3
