@@ -16,6 +16,8 @@ from fluvial.adapters.lora import Route, Update, routed
 from fluvial.adapters.module import Module, initial
 from fluvial.adapters.operands import Routes
 
+FEW = 16  # rows, which a recording may hold (models.replay)
+
 
 class Linear(Module):
     """y = x W^T + bias + the routed plugins' updates; x [..., in] -> y [..., out]."""
@@ -82,9 +84,15 @@ class Linear(Module):
             Routes.forget()
 
     def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
-        base = self.format.matmul(x, self.parts)
-        y = base if self.bias is None else base + self.bias
-        return routed(base, y, x, self.plugins, route) if route and self.plugins else y
+        base, acting = self.format.matmul(x, self.parts), bool(route and self.plugins)
+        y = base if self.bias is None else self._biased(base, self.bias, alone=acting)
+        return routed(base, y, x, self.plugins, route) if route and acting else y
+
+    def _biased(self, base: Tensor, bias: Tensor, *, alone: bool) -> Tensor:
+        """base + bias; of many rows in the same memory, unless base has to be left alone."""
+        if alone or torch.is_grad_enabled() or base.dtype is not bias.dtype or base.numel() <= FEW * self.d_out:
+            return base + bias
+        return base.add_(bias)
 
     def some(self, x: Tensor, rows: slice | Tensor, route: Route | None = None) -> Tensor:
         """Some rows of y only, a slice or int64 [n]: x [..., in] -> [..., n]."""

@@ -103,27 +103,30 @@ def fill(
     source: Source,
     dtype: torch.dtype,
     formats: Mapping[str, Format] = MappingProxyType({}),
+    keep: Callable[[str, Tensor], Tensor] = lambda key, tensor: tensor,
 ) -> None:
     """Gives every parameter of modules on the meta device its values, in `dtype`, while the file is read.
 
-    The matrices that `formats` names ("decoder.head") are packed as they come. Parts of a format that is installed
-    already are taken as the file has them, mapped and not copied. Above the model's own bytes, one tensor at a time is
-    in memory, of a matrix to be packed a strip. Raises `IntegrityError` naming the tensor for one that is missing,
-    unknown or of the wrong shape; names are checked before anything is read.
+    The matrices that `formats` names ("decoder.head") are packed as they come, and `keep(key, tensor)` says where a
+    module's tensors shall lie. Parts of a format that is installed already are taken as the file has them, mapped and
+    not copied. Above the model's own bytes, one tensor at a time is in memory, of a matrix to be packed a strip. Raises
+    `IntegrityError` naming the tensor for one that is missing, unknown or of the wrong shape; names are checked before
+    anything is read.
     """
     for key, name, values in placed(modules, source):
         owner, _, leaf = name.rpartition(".")
         module = modules[key][0].get_submodule(owner)
         if leaf == "weight" and (format := formats.get(f"{key}.{owner}")) is not None:
             assert isinstance(module, Linear)
-            module.install(format, packed(values, format, name, source.release))
+            parts = packed(values, format, name, source.release)
+            module.install(format, {part: keep(key, tensor) for part, tensor in parts.items()})
         elif leaf in module._buffers:
             setattr(module, leaf, values)
         else:
             kept = torch.float32 if leaf in WIDE and dtype != torch.float64 else dtype
             # a copy, also where the dtype is right: the file's mapping must not stay open
             copied = torch.empty_like(values, dtype=kept, memory_format=torch.contiguous_format).copy_(values)
-            setattr(module, leaf, nn.Parameter(copied, requires_grad=False))
+            setattr(module, leaf, nn.Parameter(keep(key, copied), requires_grad=False))
 
 
 def packed(matrix: Tensor, format: Format, name: str, done: Callable[[Tensor], None]) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ from fluvial.encoders.towers import Tower
 from fluvial.encoders.video_reader import VideoReader
 
 STRIP = 512  # patches that pass through a feed-forward together
+HEADS = 4  # that attend together
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,17 @@ class QwenBlock(nn.Module):
         self.up, self.down = Linear(width, config.d_ff, bias=True), Linear(config.d_ff, width, bias=True)
 
     def forward(self, x: Tensor, angles: Tensor, route: Route | None = None) -> Tensor:
-        x = x + self._attended(self.norm1(x), angles, route)
+        x = x + self._attended(x, angles, route)
         # a strip of patches at a time: four times as wide inside, a megapixel would take 200 MB
         strips = x.split(max(1, STRIP // len(x)), 1)
         return x + torch.cat([self._fed(strip, route) for strip in strips], 1)
 
     def _attended(self, x: Tensor, angles: Tensor, route: Route | None) -> Tensor:
-        q, k, v = rearrange(self.qkv(x, route), "n l (three h d) -> three n h l d", three=3, h=self.heads)
-        y = F.scaled_dot_product_attention(_rotated(q, angles), _rotated(k, angles), v)
-        return self.proj(rearrange(y, "n h l d -> n l (h d)"), route)
+        qkv = rearrange(self.qkv(self.norm1(x), route), "n l (three h d) -> three n h l d", three=3, h=self.heads)
+        # a few heads at a time: turned copies of all would take another 130 MB
+        turned = ((_rotated(q, angles), _rotated(k, angles), v) for q, k, v in qkv.split(HEADS, 2))
+        y = [rearrange(F.scaled_dot_product_attention(*some), "n h l d -> n l (h d)") for some in turned]
+        return self.proj(torch.cat(y, -1), route)
 
     def _fed(self, x: Tensor, route: Route | None) -> Tensor:
         return self.down(F.gelu(self.up(self.norm2(x), route), approximate=self.gelu), route)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,9 @@ import torch
 from torch import nn
 
 from fluvial.adapters import pages
+from fluvial.adapters.aside import Aside
 from fluvial.adapters.errors import IntegrityError, UnsupportedError
-from fluvial.adapters.packed import Manifest, Packed, formats_of, is_packed, own_plan, prepare
+from fluvial.adapters.packed import FILE, Manifest, Packed, formats_of, is_packed, own_plan, prepare
 from fluvial.adapters.pth import PthWeights, opened, torch_file
 from fluvial.adapters.recipes import RECIPES, TOWER, Recipe
 from fluvial.adapters.weights import Plan, Source, fill
@@ -38,6 +42,7 @@ class Parts:
     tower: Any
     draft_head: Mtp | None = None
     recipe: str | None = None
+    mapped: Path | None = None  # the file that weights lie in, all of them or those that are not needed at each token
 
 
 @dataclass(frozen=True)
@@ -140,14 +145,26 @@ def fill_shapes(shapes: Shapes, place: Path, dtype: torch.dtype | None = None, r
         recipe = RECIPES.get(manifest.recipe)
         prepare(bare, manifest.formats)
     computes = dtype or (torch.float32 if recipe is None else recipe.dtype)
-    fill(modules, source, computes, {} if manifest is not None or recipe is None else formats_of(recipe, bare))
+    mapped = place / FILE if manifest is not None else None
+    if manifest is not None or recipe is None:
+        fill(modules, source, computes)
+    else:
+        apart = [m for key, m in bare.items() if key != "decoder"]
+        with closing(Aside(sum(t.numel() * 4 + PAGESIZE for m in apart for t in held(m)))) as aside:
+            mapped, formats = aside.path, formats_of(recipe, bare)
+            fill(modules, source, computes, formats, lambda key, t: t if key == "decoder" else aside.keep(t))
     for module in bare.values():
         module.eval()
-    if manifest is None:  # a packed folder stays mapped
-        pages.gather(tensor for module in bare.values() for tensor in (*module.parameters(), *module.buffers()))
+    if manifest is None:  # what is mapped stays so
+        pages.gather(t for key, m in bare.items() if key == "decoder" or recipe is None for t in held(m))
     name = manifest.recipe if manifest is not None else None if recipe is None else recipe.name
     draft: Any = bare.get(DRAFT)
-    return Parts(shapes.config, shapes.decoder, bare.get(TOWER), draft, name)
+    return Parts(shapes.config, shapes.decoder, bare.get(TOWER), draft, name, mapped)
+
+
+def held(module: nn.Module) -> Iterator[torch.Tensor]:
+    """All tensors of a module."""
+    return chain(module.parameters(), module.buffers())
 
 
 def filled_modules(shapes: Shapes, names: Iterable[str]) -> dict[str, tuple[nn.Module, Plan]]:

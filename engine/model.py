@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fluvial.adapters import chips, ops, packed, pages
+from fluvial.adapters import chips, ops, pages
 from fluvial.adapters.errors import IntegrityError, UnsupportedError, UsageError
 from fluvial.adapters.fingerprint import add_tensors
 from fluvial.adapters.lora import Route
@@ -21,7 +21,7 @@ from fluvial.encoders.frame import Frame
 from fluvial.engine import rwkv_chat
 from fluvial.engine.depths import Depths
 from fluvial.engine.generation import Generation
-from fluvial.engine.loading import fill_shapes, read_shapes
+from fluvial.engine.loading import fill_shapes, held, read_shapes
 from fluvial.engine.plugins import Plugins
 from fluvial.engine.resolve import bundled, resolve
 from fluvial.engine.rwkv_tokenizer import WorldTokenizer
@@ -67,7 +67,9 @@ class Model:
         generation: Generation,
         draft_head: Mtp | None = None,
         recipe: str | None = None,
+        mapped: Path | None = None,
     ) -> None:
+        """`mapped`: the file that weights lie in, all of them or some."""
         self.name, self.folder, self.config = name, folder, config
         self.decoder, self.tower = decoder, tower
         self.tokenizer, self.template, self.processor = tokenizer, template, processor
@@ -77,7 +79,11 @@ class Model:
         self.cache: StateCache | None = None  # what sessions share
         self.depths = Depths()  # and what they know of drafting
         self._fingerprint = ""
-        self._mapped = folder / packed.FILE if packed.is_packed(config) else None
+        self._mapped, self._once = mapped, False
+        if mapped is not None and tower is not None:
+            for layers in (m for m in tower.modules() if isinstance(m, nn.ModuleList)):
+                for layer in layers:
+                    layer.register_forward_hook(self._passed)
 
     @torch.no_grad()
     def __call__(self, ids: Tensor, state: State | None = None, *, route: Route | None = None) -> tuple[Tensor, State]:
@@ -102,18 +108,24 @@ class Model:
             raise UnsupportedError(
                 f"{self.name} reads text only.", hint="Use a model with a vision tower, like pebble."
             )
-        if not video:  # stills come one by one; frames would have everything read again each time
+        self._once = not video  # stills come one by one; frames would have everything read again each time
+        if self._once:
             self._release(self.decoder)
             pages.trim()
         embeddings: Tensor | list[Tensor] = self.tower.encode(frames, route, video=video, total=total)
-        if not video:
+        if self._once:
             self._release(self.tower)
         return embeddings
 
+    def _passed(self, layer: nn.Module, *_: object) -> None:
+        """A layer of the tower has run."""
+        if self._once:
+            self._release(layer)
+
     def _release(self, *modules: nn.Module | None) -> None:
-        """Weights that are mapped from a packed folder need no memory while other ones are in use."""
+        """Weights that are mapped from a file need no memory while other ones are in use."""
         if self._mapped is not None:
-            pages.release((t for m in modules if m is not None for t in (*m.parameters(), *m.buffers())), self._mapped)
+            pages.release((t for m in modules if m is not None for t in held(m)), self._mapped)
 
     def fingerprint(self) -> str:
         """A hash of decoder, tower and chat template; saved sessions carry it."""
@@ -211,6 +223,7 @@ def load_model(
         generation,
         parts.draft_head,
         parts.recipe,
+        parts.mapped,
     )
     if plugin is not None:
         model.route = model.plugins.route(model.plugins.load(plugin).name)
