@@ -23,7 +23,7 @@ from fluvial.adapters.packed import formats_of, prepare
 from fluvial.adapters.recipes import recipe
 from fluvial.engine.loading import read_shapes
 from fluvial.engine.plan import MemoryPlan, plan
-from fluvial.engine.stretch import CHUNK
+from fluvial.engine.stretch import chunk_size
 from fluvial.models.decoder import Decoder
 
 QWEN: dict[str, Any] = {
@@ -96,7 +96,7 @@ def compare(config: dict[str, Any], quant: str | None, context: int) -> tuple[Me
         chosen = None if quant is None else recipe(quant)
         planned, decoder = plan(folder, chosen, context=context), built(folder, quant)
     state, ids = decoder.init_state(), torch.zeros(1, context, dtype=torch.long)
-    *chunks, last = ids.split(CHUNK, 1)
+    *chunks, last = ids.split(chunk_size(decoder.config.d_model), 1)
     for chunk in chunks:
         _, state = decoder(decoder.embed(chunk), state)
     tape = state.nbytes("tape")

@@ -19,7 +19,7 @@ from fluvial.engine.cache.key import plugins_key
 from fluvial.engine.draft import Draft, Seen
 from fluvial.engine.model import Model
 from fluvial.engine.plugins import Blend
-from fluvial.engine.stretch import Part, Stretch, chunks, joined, placed
+from fluvial.engine.stretch import Part, Stretch, chunk_size, chunks, joined, placed
 from fluvial.models.state import State
 
 FEW = 16  # tokens whose forward leaves little memory behind
@@ -80,7 +80,7 @@ class Feed:
     def read(self, stretches: Iterable[Stretch]) -> Feed:
         """After ids and embeddings in a row, many of which share a forward; `behind` gives account of them."""
         decoder, state, draft, hidden, anchor = self.model.decoder, self.state, self.draft, None, 0
-        for chunk in chunks(stretches):
+        for chunk in chunks(stretches, chunk_size(decoder.config.d_model)):
             x = joined([self._embedded(part) for part in chunk])
             places, anchor = placed(chunk, state.rotary[0], anchor)
             positions = None if places is None else torch.cat(places, 2).to(decoder.device)

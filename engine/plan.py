@@ -19,7 +19,7 @@ from fluvial.adapters.recipes import RECIPES, TOWER, Recipe, class_of, matrices
 from fluvial.adapters.weights import WIDE
 from fluvial.encoders.frame import Frame
 from fluvial.engine.loading import filled_modules, read_shapes, stored_names
-from fluvial.engine.stretch import CHUNK
+from fluvial.engine.stretch import chunk_size
 from fluvial.engine.workspace import peak
 from fluvial.models.decoder import Decoder
 from fluvial.models.rounded import Rounded
@@ -78,11 +78,12 @@ def plan(
     prepare(modules, formats)
     for module in modules.values():
         module.to(dtype)
-    decoder, chunk = shapes.decoder, min(max(tokens, 1), CHUNK)
+    decoder, most = shapes.decoder, chunk_size(shapes.decoder.config.d_model)
+    chunk = min(max(tokens, 1), most)
     decoder.keep(state_dtype)
     decoder.keep_rows(kv)
     with torch.device("meta"):
-        before, state = (grown(decoder.init_state(), count) for count in (tokens - min(chunk, tokens), tokens))
+        before, state = (grown(decoder.init_state(), count, most) for count in (tokens - min(chunk, tokens), tokens))
     return MemoryPlan(
         weights=weights,
         state=state.nbytes("recurrent"),
@@ -93,13 +94,13 @@ def plan(
     )
 
 
-def grown(state: State, tokens: int) -> State:
+def grown(state: State, tokens: int, chunk: int) -> State:
     """The state on the meta device after so many tokens, fed as a session feeds them: a tape grows by steps."""
     leaves = dict(state.leaves)
     for name, leaf in leaves.items():
         done = 0
         while isinstance(leaf, Tape) and done < tokens:
-            more = min(CHUNK, tokens - done)
+            more = min(chunk, tokens - done)
             k, v = (rows.new_empty(*rows.shape[:2], more, rows.shape[3]) for rows in leaf.rows)
             leaf, done = leaf.append(k, v, (more,) * state.batch), done + more
         leaves[name] = leaf

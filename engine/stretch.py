@@ -8,7 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK = 512  # tokens fed at once
+CHUNK, VALUES = 512, 1 << 20  # tokens fed at once, at most; and values of their embeddings
+
+
+def chunk_size(d_model: int) -> int:
+    """Tokens fed at once to a decoder of that width: what passes between its layers should not outgrow them."""
+    return 1 << max(1, min(CHUNK, VALUES // d_model)).bit_length() - 1
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,9 @@ class Part:
         return self.stretch.ids[self.start : self.end] if self.stretch.x is None else None
 
 
-def chunks(stretches: Iterable[Stretch]) -> Iterator[list[Part]]:
-    """The stretches in runs of `CHUNK` tokens and a rest; each is asked for when the run before it is full."""
-    chunk, room = list[Part](), CHUNK
+def chunks(stretches: Iterable[Stretch], size: int) -> Iterator[list[Part]]:
+    """The stretches in runs of `size` tokens and a rest; each is asked for when the run before it is full."""
+    chunk, room = list[Part](), size
     for stretch in stretches:
         start = 0
         while start < len(stretch):
@@ -53,7 +58,7 @@ def chunks(stretches: Iterable[Stretch]) -> Iterator[list[Part]]:
             start = end
             if not room:
                 yield chunk
-                chunk, room = [], CHUNK
+                chunk, room = [], size
     if chunk:
         yield chunk
 

@@ -19,6 +19,7 @@ from fluvial.models import kv
 
 GROWTH = 256  # rows; a full store grows by half its size and at least this much
 BRANCH_GROWTH = 32  # the same for a fork's own store
+CLEAR = 64  # rows of a store that are cleared at once
 SEGMENTS = 8  # shared stores that a fork of a fork of a fork reads at most
 OWN = 16  # a fork makes the shared rows its own when it added one for so many of them
 
@@ -36,6 +37,17 @@ class _Store:
     place: tuple[int, int, int, int] | None = None  # see `Tape.place`
     shared: int = 0  # rows that forks read
     tapes: list[weakref.ref[Tape]] = field(default_factory=list)
+    clear: int = field(init=False)  # rows that hold numbers; memory behind them was never touched
+
+    def __post_init__(self) -> None:
+        self.clear = self.k.shape[2]
+
+    def clear_to(self, rows: int) -> None:
+        """At least so many rows hold numbers: a masked-out NaN in scratch would still reach the output."""
+        end = min(self.k.shape[2], -(-rows // CLEAR) * CLEAR)
+        for stored in (self.k, self.v):
+            stored[:, :, self.clear : end] = 0
+        self.clear = end
 
     def add(self, tape: Tape) -> None:
         if len(self.tapes) >= MANY:
@@ -228,19 +240,21 @@ class Tape:
         return whole
 
     def _reserve(self, rows: int) -> None:
+        if rows <= self._store.clear:
+            return
         capacity = self._store.k.shape[2]
         if rows > capacity:
             self._resize(max(rows, capacity + max(capacity // 2, BRANCH_GROWTH if self._past else GROWTH)))
+        self._store.clear_to(rows)
 
     def _resize(self, capacity: int) -> None:
-        # zeros, because a masked-out NaN in scratch would still reach the output
-        used = max(self._store.claimed, default=0)
+        store = self._store
+        store.clear, store.place = max(store.claimed, default=0), None
         for name in ("k", "v"):
-            old = getattr(self._store, name)
-            new = old.new_zeros(*old.shape[:2], capacity, old.shape[3])
-            new[:, :, :used] = old[:, :, :used]
-            setattr(self._store, name, new)
-        self._store.place = None
+            old = getattr(store, name)
+            new = old.new_empty(*old.shape[:2], capacity, old.shape[3])
+            new[:, :, : store.clear] = old[:, :, : store.clear]
+            setattr(store, name, new)
 
     def _write(self, k: Tensor, v: Tensor, n: tuple[int, ...]) -> None:
         self._store.written = (k, v, self._own) if min(n) == k.shape[2] else None

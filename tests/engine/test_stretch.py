@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fluvial.engine import stretch
+from fluvial.engine import feed, stretch
 from fluvial.engine.draft import Seen
 from fluvial.engine.feed import Feed
 from fluvial.engine.session import Session
@@ -59,17 +59,17 @@ RUNS = st.lists(st.tuples(st.sampled_from(("text", "grid", "row")), st.integers(
 @given(runs=RUNS, chunk=st.integers(1, 12), seed=st.integers(0, 99))
 def test_together_as_one_by_one(runs, chunk, seed):
     decoder = zoo.decoder("media_hybrid")
-    model, before = SimpleNamespace(name="", decoder=decoder), stretch.CHUNK
+    model, before = SimpleNamespace(name="", decoder=decoder), feed.chunk_size
     start = Feed(model, decoder.init_state(), draft=Listener()).ids([3, 1, 4])
     stretches = drawn(runs, decoder.config.d_model, seed)
     alone = start
     for one in stretches:
         alone = alone.read([one])
     try:
-        stretch.CHUNK = chunk
+        feed.chunk_size = lambda d_model: chunk
         together = start.read(iter(stretches))
     finally:
-        stretch.CHUNK = before
+        feed.chunk_size = before
     assert together.state.rotary == alone.state.rotary and together.position == alone.position
     assert zoo.distance(together.state, alone.state) <= EXACT
     assert torch.allclose(together.logits, alone.logits, rtol=0, atol=1e-5)
@@ -88,8 +88,20 @@ def test_a_rest_is_read_before_more_is_asked_for():
             asked.append(n)
             yield Stretch(tuple(range(n)))
 
-    sizes = [(sum(map(len, chunk)), len(asked)) for chunk in stretch.chunks(stretches())]
+    sizes = [(sum(map(len, chunk)), len(asked)) for chunk in stretch.chunks(stretches(), 512)]
     assert sizes == [(512, 2), (512, 3), (76, 3)]
+
+
+def test_wide_models_read_less_at_once():
+    assert [stretch.chunk_size(d) for d in (64, 1024, 2048, 2560, 4096, 8192, 1 << 21)] == [
+        512,
+        512,
+        512,
+        256,
+        256,
+        128,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -109,6 +121,7 @@ def test_a_live_frame_takes_one_forward(variant, monkeypatch):
 @pytest.mark.parametrize("variant", ["delta", "mamba2", "transformer"])  # whose first words here are whole characters
 def test_states_that_an_answer_holds(variant):
     """At the turn's end, behind the prompt, behind the newest token; in a forward one more. A large one is 50 MB."""
+
     def states() -> set[int]:
         gc.collect()
         return {id(thing.leaves) for thing in gc.get_objects() if type(thing) is State and thing.position[0]}

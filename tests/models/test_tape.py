@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fluvial.models.tape import Tape
+from fluvial.models.tape import CLEAR, Tape
 
 H, D = 2, 3
 
@@ -114,3 +115,22 @@ def test_two_lengths_of_one_look_share_their_rows():
     assert longer._store is shorter._store is tape._store
     other = shorter.append(*rows(1, 3), (1,))  # the longer one still needs its rows
     assert torch.equal(longer.rows[0][:, :, 10:], k) and torch.equal(other.rows[0][:, :, 13:], rows(1, 3)[0])
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_what_may_be_read_holds_numbers_and_the_rest_is_left_alone(monkeypatch, int8):
+    """A store grows by half; rows that nobody came near take no memory, and those that a mask hides are no NaN."""
+    new_empty = Tensor.new_empty
+    fill = 77 if int8 else torch.nan
+    monkeypatch.setattr(Tensor, "new_empty", lambda self, *shape, **k: new_empty(self, *shape, **k).fill_(fill))
+    tape = Tape.empty(2, H, 16, 16, dtype=torch.float32, device=torch.device("cpu"), int8=int8)
+    for n in [(3, 1), (200, 7), (60, 0), (1, 1), (500, 9), (40, 1)]:
+        new = torch.randn(2, H, max(n), 16)
+        k, v = tape.peek(new, new)
+        assert torch.isfinite(k).all() and torch.isfinite(v).all()
+        tape = tape.append(new, new, n)
+        stored, longest = tape._store.k, max(tape.lengths)
+        assert torch.isfinite(tape.rows[0]).all() and (stored[:, :, :longest] != 77).any()
+        untouched = stored[:, :, -(-longest // CLEAR) * CLEAR :]
+        assert bool((untouched == 77).all() if int8 else untouched.isnan().all())
+    assert tape._store.k.shape[2] - longest > 200
