@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from fluvial.engine.depth import Depth
 from fluvial.engine.events import Done, Token, Usage
+from fluvial.engine.feed import Feed
 from fluvial.engine.sampling import Sampler
 from fluvial.engine.snapshot import Snapshot
 from fluvial.engine.speculation import Decoding
@@ -14,26 +16,37 @@ from fluvial.engine.text_stream import TextStream
 
 
 class Answer:
-    """One answer to the prompt that `prompt` stands behind.
+    """One answer to the prompt that `prompt` stands behind, whose memory it does not keep.
 
-    While and after `tokens` runs: `text` given out, `said` token ids in memory, `feed` after them. Both always
-    agree: where a stop string or a cancel cuts the text, memory goes back to exactly the text that was given out.
+    While `tokens` runs, `text` was given out. After it, `said` are the token ids in memory and `feed` stands behind
+    them. Both always agree: where a stop string or a cancel cuts the text, memory goes back to exactly the text that
+    was given out.
     """
 
+    feed: Feed
+
     def __init__(self, prompt: Snapshot, sampler: Sampler, stream: TextStream) -> None:
-        self.prompt, self.sampler, self._stream = prompt, sampler, stream
+        self.sampler, self._stream = sampler, stream
         if sampler.params.seed is None and prompt.sampler is not None:
             sampler.load_state(prompt.sampler)
-        self.feed, self.said, self.text, self.reason = prompt.feed, list[int](), "", "length"
+        self.said, self.text, self.reason = list[int](), "", "length"
         self._written, self._seconds = 0, 0.0
-        model, draft = prompt.feed.model, prompt.feed.draft
+        self._model = model = prompt.feed.model
+        draft = prompt.feed.draft
         model.decoder.expect(1, 1, journal=False)
         depth = Depth() if draft is None else model.depths.of(draft.name, prompt.feed.route)
+        self._read: dict[str, Any] = {
+            "prompt_tokens": prompt.new_tokens,
+            "media_tokens": prompt.new_media_tokens,
+            "prompt_seconds": prompt.new_seconds,
+            "cached_tokens": prompt.new_cached_tokens,
+            "cache_misses": prompt.new_misses,
+        }
         self._decoding = Decoding(prompt.feed, sampler, depth, list(prompt.ids), model.tokenizer.eos_ids)
 
     def tokens(self, most: int) -> Iterator[Token]:
         """At most `most` tokens as they come; closing the iterator cancels the answer."""
-        began, tokenizer, stream = time.perf_counter(), self.feed.model.tokenizer, self._stream
+        began, tokenizer, stream = time.perf_counter(), self._model.tokenizer, self._stream
         decoding, finished = self._decoding, False
         whole = (decoding.mark(), 0, 0)  # where all text had been given out: feed, tokens, characters
         try:
@@ -69,10 +82,8 @@ class Answer:
     def done(self) -> Done:
         """The closing event."""
         usage = Usage(
-            prompt_tokens=self.prompt.new_tokens,
-            media_tokens=self.prompt.new_media_tokens,
+            **self._read,
             completion_tokens=self._written,
-            prompt_seconds=self.prompt.new_seconds,
             completion_seconds=self._seconds,
             state_bytes=self.feed.state.nbytes("recurrent"),
             tape_bytes=self.feed.state.nbytes("tape"),
@@ -80,8 +91,6 @@ class Answer:
             forwards=self._decoding.forwards,
             drafted_tokens=self._decoding.drafted,
             accepted_tokens=self._decoding.accepted,
-            cached_tokens=self.prompt.new_cached_tokens,
-            cache_misses=self.prompt.new_misses,
             draft="none" if self.feed.draft is None else self.feed.draft.name,
         )
         return Done(self.text, self.reason, usage)

@@ -65,10 +65,10 @@ class Session(Intake):
         self, question: str, max_tokens: int, params: SamplingParams, stream: TextStream, route: Blend | None
     ) -> Iterator[Event]:
         own = self._now.feed.route
-        asked, message = self._read_question(question, route)
-        pages.trim()
-        prompt = self._now
+        asked, prompt, message = self._read_question(question, route)
         answer = Answer(prompt, Sampler(params, vocab_size=self.model.tokenizer.vocab_size), stream)
+        prompt = replace(prompt, feed=asked.feed)  # its memory goes with the first token
+        pages.trim()
         try:
             yield from answer.tokens(max_tokens)
         finally:
@@ -76,9 +76,9 @@ class Session(Intake):
             self._now = replace(self._now, feed=replace(self._now.feed, route=own))
         yield answer.done()
 
-    def _read_question(self, question: str, route: Blend | None) -> tuple[Snapshot, dict[str, Any]]:
-        """Ends the user's turn and reads the generation prompt. The memory at the turn's end, and its message; nobody
-        keeps the memory from before here, as large as it may be."""
+    def _read_question(self, question: str, route: Blend | None) -> tuple[Snapshot, Snapshot, dict[str, Any]]:
+        """Ends the user's turn, where the session then stands: that memory, the one behind the generation prompt, and
+        the turn's message. Nobody keeps the memory from before here, as large as it may be."""
         before = self._now
         try:
             self._now = replace(before, feed=before.feed.under(route))
@@ -94,7 +94,8 @@ class Session(Intake):
         except BaseException:
             self._now = before
             raise
-        return asked, message
+        prompt, self._now = self._now, asked
+        return asked, prompt, message
 
     def _finish(self, asked: Snapshot, prompt: Snapshot, message: dict[str, Any], answer: Answer) -> None:
         reply = {"role": "assistant", "content": answer.text}
