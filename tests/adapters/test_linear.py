@@ -11,6 +11,7 @@ from fluvial.adapters.errors import IntegrityError, UnsupportedError
 from fluvial.adapters.formats import by_name
 from fluvial.adapters.linear import Embedding, Linear
 from fluvial.adapters.lora import LoraPair
+from fluvial.engine.workspace import Live
 from tests.models.zoo import NAMES, decoder, gap, inputs
 
 
@@ -74,3 +75,22 @@ def test_an_embedding_looks_up_and_projects_with_one_table():
 def test_unknown_formats_say_what_there_is():
     with pytest.raises(UnsupportedError, match="dense"):
         by_name("int3")
+
+
+@pytest.mark.parametrize("format", ["dense", "int8-g32"])
+def test_the_bias_of_many_rows_takes_no_memory_of_its_own(format):
+    torch.manual_seed(0)
+    layer = Linear(32, 512, bias=True).requires_grad_(False)
+    layer.store(by_name(format))
+    layer.bias.normal_()
+    layer.attach("p", LoraPair(torch.randn(2, 32), torch.randn(512, 2)))
+    x, bytes_out = torch.randn(600, 32), 600 * 512 * 4
+    layer(x)
+    with torch.no_grad(), Live([x, *layer.parameters(), *layer.buffers()]) as live:
+        y = layer(x)
+    assert live.most < 1.5 * bytes_out
+    few = torch.cat([layer(part) for part in x.split(10)])
+    torch.testing.assert_close(y, few, rtol=1e-5, atol=1e-5)
+    update = 0.5 * x @ layer.plugins["p"].A.T @ layer.plugins["p"].B.T
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x, {"p": 0.5}), y + update, rtol=1e-4, atol=1e-4)
