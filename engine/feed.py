@@ -19,10 +19,8 @@ from fluvial.engine.cache.key import plugins_key
 from fluvial.engine.draft import Draft, Seen
 from fluvial.engine.model import Model
 from fluvial.engine.plugins import Blend
-from fluvial.engine.stretch import Part, Stretch, chunk_size, chunks, joined, placed
+from fluvial.engine.stretch import FEW, Part, Stretch, chunk_size, chunks, joined, placed, short
 from fluvial.models.state import State
-
-FEW = 16  # tokens whose forward leaves little memory behind
 
 
 @dataclass(frozen=True)
@@ -80,14 +78,15 @@ class Feed:
     def read(self, stretches: Iterable[Stretch]) -> Feed:
         """After ids and embeddings in a row, many of which share a forward; `behind` gives account of them."""
         decoder, state, draft, hidden, anchor = self.model.decoder, self.state, self.draft, None, 0
-        for chunk in chunks(stretches, chunk_size(decoder.config.d_model)):
+        width = decoder.config.d_model
+        for chunk in (few for many in chunks(stretches, chunk_size(width)) for few in short(many, width)):
             x = joined([self._embedded(part) for part in chunk])
             places, anchor = placed(chunk, state.rotary[0], anchor)
             positions = None if places is None else torch.cat(places, 2).to(decoder.device)
             hidden, state = decoder(x, state, positions=positions, route=self.route)
             if draft is not None:
                 draft = self._seen(draft, chunk, places or [None] * len(chunk), x[0], hidden[0])
-            if x.shape[1] > FEW:
+            if x.shape[1] > FEW:  # fewer leave little memory behind
                 pages.trim()
         if hidden is None:
             return self

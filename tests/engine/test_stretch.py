@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fluvial.encoders.frame import Frame
 from fluvial.engine import feed, stretch
 from fluvial.engine.draft import Seen
 from fluvial.engine.feed import Feed
@@ -19,7 +20,7 @@ from fluvial.engine.session import Session
 from fluvial.engine.stretch import Stretch
 from fluvial.models.decoder import Decoder
 from fluvial.models.state import State
-from tests.engine.tiny import VARIANTS, frames, tiny
+from tests.engine.tiny import VARIANTS, picture, tiny
 from tests.models import zoo
 
 EXACT = 1e-9
@@ -56,8 +57,8 @@ def drawn(runs: list[tuple[str, int]], width: int, seed: int) -> list[Stretch]:
 RUNS = st.lists(st.tuples(st.sampled_from(("text", "grid", "row")), st.integers(0, 9)), min_size=1, max_size=6)
 
 
-@settings(max_examples=25, deadline=None)
-@given(runs=RUNS, chunk=st.integers(1, 12), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+@given(runs=RUNS, chunk=st.integers(1, 60), seed=st.integers(0, 99))
 def test_together_as_one_by_one(runs, chunk, seed):
     decoder = zoo.decoder("media_hybrid")
     model, before = SimpleNamespace(name="", decoder=decoder), feed.chunk_size
@@ -106,17 +107,21 @@ def test_wide_models_read_less_at_once():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_live_frame_takes_one_forward(variant, monkeypatch):
+@pytest.mark.parametrize("small", [False, True])
+def test_a_live_frame_takes_one_forward(variant, small, monkeypatch):
+    """But where the decoder is so small that one native call each for its word and its tokens are sooner."""
+    monkeypatch.setattr(stretch, "SMALL", 512 if small else 0)
     session, calls = Session(tiny(variant)), list[int]()
     forward = Decoder.forward
     counted = lambda self, x, *a, **k: calls.append(x.shape[1]) or forward(self, x, *a, **k)  # noqa: E731
     monkeypatch.setattr(Decoder, "forward", counted)
     before = 0
-    for frame in frames(4):
-        session.push(frame)
-        assert len(calls) <= before + 1
+    for i in range(4):
+        session.push(Frame(picture(i, 128, 128), t=i / 2, index=i))
+        assert len(calls) <= before + 1 + small
         before = len(calls)
     assert sum(calls) == session.position
+    assert max(calls[-2:]) <= stretch.FEW if small else max(calls) > stretch.FEW
 
 
 @pytest.mark.parametrize("name", ["pebble", "pebble/transformer"])  # trained: half a character would be kept back
