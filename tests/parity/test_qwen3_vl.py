@@ -327,7 +327,7 @@ def test_a_conversation(tmp_path, monkeypatch):
     ids = {f"{kind}_token_id": tokenizer.token_to_id(pad) for kind, pad in PAD.items()}
     reference = made(folder, {"vocab_size": tokenizer.get_vocab_size()}, **ids)
     model = load_model(folder)
-    monkeypatch.setattr(feed, "CHUNK", 7)
+    monkeypatch.setattr(feed, "chunk_size", lambda width: 7)
     pictures, file = [picture(80, 96, i).rgb for i in range(5)], tmp_path / "clip.webp"
     file.write_bytes(animation("WEBP", pictures, [500] * 5, lossless=True))
     image = picture(270, 400, 9)
