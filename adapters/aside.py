@@ -16,21 +16,28 @@ FOLDER = Path("/var/tmp")  # lies on a disk, where there is one; other temporary
 
 
 class Aside:
-    """Room for at most `nbytes` of tensors. The file has no name from the beginning, so nothing stays of it, and goes
-    with the last of its tensors."""
+    """Room for at most `nbytes` of tensors; none where no file can be made, and then `path` is None. The file has no
+    name from the beginning, so nothing stays of it, and goes with the last of its tensors."""
 
     def __init__(self, nbytes: int) -> None:
-        folder = FOLDER if os.access(FOLDER, os.W_OK) else Path(tempfile.gettempdir())
-        self._fd, name = tempfile.mkstemp(prefix="fluvial-", dir=folder)
-        self.path = Path(name)
-        self.path.unlink()
-        os.truncate(self._fd, max(1, nbytes))  # takes no room on the disk yet
-        self._mapped, self._end = mmap.mmap(self._fd, 0), 0
+        self.path: Path | None = None
+        self._fd, self._room, self._end = -1, 0, 0
+        if not nbytes:
+            return
+        try:
+            folder = FOLDER if os.access(FOLDER, os.W_OK) else Path(tempfile.gettempdir())
+            self._fd, name = tempfile.mkstemp(prefix="fluvial-", dir=folder)
+            os.unlink(name)
+            os.truncate(self._fd, nbytes)  # takes no room on the disk yet
+            self._mapped = mmap.mmap(self._fd, 0)
+        except OSError:  # no folder may be written, say
+            return
+        self.path, self._room = Path(name), nbytes
 
     def keep(self, tensor: Tensor) -> Tensor:
         """The same values from the file; the tensor itself if it is small, or there is no room."""
         start, size = self._end, tensor.nbytes
-        if size < LARGE or not tensor.is_cpu or start + size > len(self._mapped):
+        if size < LARGE or not tensor.is_cpu or start + size > self._room:
             return tensor
         values, done = tensor.contiguous().flatten().view(torch.uint8).numpy().data, 0
         try:
@@ -43,4 +50,5 @@ class Aside:
 
     def close(self) -> None:
         """No more tensors; those that it has stay."""
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)

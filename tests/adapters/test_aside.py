@@ -63,6 +63,11 @@ def test_without_room_they_stay_in_memory(monkeypatch):
     narrow = Aside(LARGE.nbytes - 1)
     assert narrow.keep(LARGE) is LARGE
     narrow.close()
+    monkeypatch.setattr(aside, "FOLDER", Path("/nowhere"))
+    monkeypatch.setattr(aside.tempfile, "gettempdir", lambda: "/nowhere")
+    for nowhere in (Aside(64 << 20), Aside(0)):
+        assert nowhere.keep(LARGE) is LARGE and nowhere.path is None
+        nowhere.close()
 
 
 @pytest.mark.parametrize("quant", [None, "int8"])
