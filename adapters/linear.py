@@ -15,8 +15,7 @@ from fluvial.adapters.formats.base import Parts
 from fluvial.adapters.lora import Route, Update, routed
 from fluvial.adapters.module import Module, initial
 from fluvial.adapters.operands import Routes
-
-FEW = 16  # rows, which a recording may hold (models.replay)
+from fluvial.adapters.recording import TOKENS
 
 
 class Linear(Module):
@@ -84,15 +83,15 @@ class Linear(Module):
             Routes.forget()
 
     def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
-        base, acting = self.format.matmul(x, self.parts), bool(route and self.plugins)
-        y = base if self.bias is None else self._biased(base, self.bias, alone=acting)
-        return routed(base, y, x, self.plugins, route) if route and acting else y
+        base = self.format.matmul(x, self.parts)
+        if route and self.plugins:
+            return routed(base, base if self.bias is None else base + self.bias, x, self.plugins, route)
+        return base if self.bias is None else self._biased(base, self.bias)
 
-    def _biased(self, base: Tensor, bias: Tensor, *, alone: bool) -> Tensor:
-        """base + bias; of many rows in the same memory, unless base has to be left alone."""
-        if alone or torch.is_grad_enabled() or base.dtype is not bias.dtype or base.numel() <= FEW * self.d_out:
-            return base + bias
-        return base.add_(bias)
+    def _biased(self, base: Tensor, bias: Tensor) -> Tensor:
+        """base + bias; of many rows, which no recording holds, in the same memory."""
+        many = base.numel() > TOKENS * self.d_out
+        return base.add_(bias) if many and base.dtype is bias.dtype and not torch.is_grad_enabled() else base + bias
 
     def some(self, x: Tensor, rows: slice | Tensor, route: Route | None = None) -> Tensor:
         """Some rows of y only, a slice or int64 [n]: x [..., in] -> [..., n]."""

@@ -19,8 +19,9 @@ KEPT = 64 << 20  # bytes of freed memory that may lie about for the next allocat
 LITTLE = 8 << 20  # the same once large pieces lie apart
 LARGE = 3 << 19  # bytes: more than a decode step allocates at once, less than a layer's memory of a large model
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-_allowed = [KEPT]
 COLLAPSE = 25  # MADV_COLLAPSE, Linux 6.1: moves what is there already, at once
+
+_allowed = [KEPT]  # by the process: `apart` changes it
 
 
 def gather(tensors: Iterable[Tensor]) -> int:
@@ -85,7 +86,7 @@ def _take_holes() -> None:
     library.malloc.argtypes = [ctypes.c_size_t]
     while size >= LARGE and (before := _info()) is not None:
         piece = library.malloc(size)
-        if (after := _info()) is None or after.mapped != before.mapped:  # no hole of that size
+        if not piece or (after := _info()) is None or after.mapped != before.mapped:  # no hole of that size
             library.free(piece)
             size = size * 7 // 8
 

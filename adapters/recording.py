@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fluvial.adapters import native
 
+TOKENS = 16  # a longer forward is not dominated by Python, and not recorded
 MOST = 64  # words of a call, as in kernels/program.cpp
 COPY, ADD, MULTIPLY, SCALE, RELU, SQUARE = range(6)  # as in kernels/elements.cpp
 ALIGNED = 64  # bytes

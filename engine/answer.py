@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
 from fluvial.engine.depth import Depth
 from fluvial.engine.events import Done, Token, Usage
@@ -35,13 +35,14 @@ class Answer:
         draft = prompt.feed.draft
         model.decoder.expect(1, 1, journal=False)
         depth = Depth() if draft is None else model.depths.of(draft.name, prompt.feed.route)
-        self._read: dict[str, Any] = {
-            "prompt_tokens": prompt.new_tokens,
-            "media_tokens": prompt.new_media_tokens,
-            "prompt_seconds": prompt.new_seconds,
-            "cached_tokens": prompt.new_cached_tokens,
-            "cache_misses": prompt.new_misses,
-        }
+        self._usage = partial(
+            Usage,
+            prompt_tokens=prompt.new_tokens,
+            media_tokens=prompt.new_media_tokens,
+            prompt_seconds=prompt.new_seconds,
+            cached_tokens=prompt.new_cached_tokens,
+            cache_misses=prompt.new_misses,
+        )
         self._decoding = Decoding(prompt.feed, sampler, depth, list(prompt.ids), model.tokenizer.eos_ids)
 
     def tokens(self, most: int) -> Iterator[Token]:
@@ -81,8 +82,7 @@ class Answer:
 
     def done(self) -> Done:
         """The closing event."""
-        usage = Usage(
-            **self._read,
+        usage = self._usage(
             completion_tokens=self._written,
             completion_seconds=self._seconds,
             state_bytes=self.feed.state.nbytes("recurrent"),

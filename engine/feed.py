@@ -14,12 +14,13 @@ from torch import Tensor
 
 from fluvial.adapters import pages
 from fluvial.adapters.errors import UnsupportedError
+from fluvial.adapters.recording import TOKENS
 from fluvial.engine.cache.chain import Chain
 from fluvial.engine.cache.key import plugins_key
 from fluvial.engine.draft import Draft, Seen
 from fluvial.engine.model import Model
 from fluvial.engine.plugins import Blend
-from fluvial.engine.stretch import FEW, Part, Stretch, chunk_size, chunks, joined, placed, short
+from fluvial.engine.stretch import Part, Stretch, chunk_size, chunks, joined, placed, short
 from fluvial.models.state import State
 
 
@@ -70,10 +71,6 @@ class Feed:
         chain = self.chain.read(symbols, plugins_key(self.route), feed.position, feed.state.shift)
         return replace(feed, chain=chain)
 
-    def embeddings(self, x: Tensor, positions: Tensor | None = None) -> Feed:
-        """After more embeddings x [T, D]; rotary `positions` [3, T] count from the next token's."""
-        return self.read([Stretch(x=x, positions=positions)])
-
     @torch.no_grad()
     def read(self, stretches: Iterable[Stretch]) -> Feed:
         """After ids and embeddings in a row, many of which share a forward; `behind` gives account of them."""
@@ -86,7 +83,7 @@ class Feed:
             hidden, state = decoder(x, state, positions=positions, route=self.route)
             if draft is not None:
                 draft = self._seen(draft, chunk, places or [None] * len(chunk), x[0], hidden[0])
-            if x.shape[1] > FEW:  # fewer leave little memory behind
+            if x.shape[1] > TOKENS:  # a recorded one leaves little memory behind
                 pages.trim()
         if hidden is None:
             return self

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fluvial.adapters.recording import TOKENS
+
 CHUNK, VALUES = 512, 1 << 20  # tokens fed at once, at most; and values of their embeddings
-FEW = 16  # tokens of a forward that is one native call (models.replay)
 SMALL = 512  # width of decoders that read their weights sooner than Python calls what a longer forward needs
 
 
@@ -66,13 +67,14 @@ def chunks(stretches: Iterable[Stretch], size: int) -> Iterator[list[Part]]:
 
 
 def short(chunk: list[Part], d_model: int) -> Iterator[list[Part]]:
-    """The chunk; in forwards of `FEW` tokens where it is a little longer, of short parts, and the decoder small."""
-    if d_model > SMALL or not FEW < sum(map(len, chunk)) <= 3 * FEW or any(len(part) > FEW for part in chunk):
+    """The chunk; in forwards of at most `TOKENS` tokens, one native call each, where it is a little longer, of short
+    parts, and the decoder small."""
+    if d_model > SMALL or not TOKENS < sum(map(len, chunk)) <= 3 * TOKENS or any(len(part) > TOKENS for part in chunk):
         yield chunk
         return
     group = list[Part]()
     for part in chunk:
-        if group and sum(map(len, group)) + len(part) > FEW:
+        if group and sum(map(len, group)) + len(part) > TOKENS:
             yield group
             group = []
         group.append(part)

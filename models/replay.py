@@ -21,12 +21,12 @@ from fluvial.adapters import native, ops, pages
 from fluvial.adapters.linear import Linear
 from fluvial.adapters.module import Module, changes
 from fluvial.adapters.operands import Routes
+from fluvial.adapters.recording import TOKENS
 from fluvial.models.mixer import Step
 from fluvial.models.packed_leaves import Layout
 from fluvial.models.recorded import Forward, Recorded, Result, ready, whole
 from fluvial.models.state import State
 
-TOKENS = 16  # a longer forward is not dominated by Python
 MOST = 32  # recordings that a decoder keeps
 
 _eager: ContextVar[bool] = ContextVar("eager", default=False)

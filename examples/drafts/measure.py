@@ -27,6 +27,7 @@ from fluvial.engine.feed import Feed
 from fluvial.engine.model import Model, load_model
 from fluvial.engine.sampling import Sampler, SamplingParams
 from fluvial.engine.speculation import Decoding
+from fluvial.engine.stretch import Stretch
 
 TEXTS = (("copy", 100), ("recall", 400), ("passkey", 1500))
 SAMPLING = {"greedy": {}, "sampled, temperature 0.8": {"temperature": 0.8, "seed": 5}}
@@ -76,7 +77,11 @@ def answered(
     model: Model, x: Tensor, draft: Draft | None, guesses: int, **sampling: float
 ) -> tuple[list[int], Decoding]:
     decoding = Decoding(
-        Feed.start(model, draft=draft).embeddings(x), Sampler(SamplingParams(**sampling)), Always(guesses), [], [END]
+        Feed.start(model, draft=draft).read([Stretch(x=x)]),
+        Sampler(SamplingParams(**sampling)),
+        Always(guesses),
+        [],
+        [END],
     )
     ids: list[int] = []
     while len(ids) < LONGEST and (id := decoding.choose()) != END:

@@ -128,3 +128,12 @@ def test_large_pieces_do_not_go_into_holes():
     done = subprocess.run([sys.executable, "-c", _FILLED], capture_output=True, text=True, check=True)
     stays, taken, apart = map(int, done.stdout.split())
     assert stays >= 20 and taken < 4 and apart < 4, done.stdout  # MB
+
+
+@pytest.mark.skipif(pages._kept() == sys.maxsize, reason="needs glibc")
+def test_taking_holes_ends_where_memory_is_limited():
+    """The C library then says no to a large piece, which is no hole either."""
+    limited = (
+        "import resource; from fluvial.adapters import pages\nresource.setrlimit(resource.RLIMIT_AS, (6 << 28,) * 2)"
+    )
+    subprocess.run([sys.executable, "-c", limited + "\npages.apart()"], check=True, timeout=60)

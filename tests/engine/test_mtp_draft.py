@@ -19,6 +19,7 @@ from fluvial.engine.drafts import _words, mtp
 from fluvial.engine.drafts._words import Words
 from fluvial.engine.feed import Feed
 from fluvial.engine.sampling import Sampler, SamplingParams
+from fluvial.engine.stretch import Stretch
 from fluvial.models.mtp import Mtp
 from tests.engine.scripted import decoding, said
 from tests.models import zoo
@@ -94,7 +95,7 @@ def test_pairs_of_media_rotate_as_the_media_do(runs, seed):
         own = torch.stack([torch.zeros(n), torch.arange(n) // 3, torch.arange(n) % 3]).long()
         text = torch.arange(n).expand(3, -1)
         places = torch.cat([places, ((own if medium else text) + start)[:, None]], -1)
-        feed, at = feed.embeddings(part, own if medium else None), at + n
+        feed, at = feed.read([Stretch(x=part, positions=own if medium else None)]), at + n
     hidden, _ = model.decoder(x, positions=places)
     if total > 1:
         state = model.draft_head(hidden[:, :-1], x[:, 1:], positions=places[..., :-1])[1]

@@ -15,6 +15,7 @@ from fluvial.engine.events import Done, Token
 from fluvial.engine.feed import Feed
 from fluvial.engine.media import Image, Video
 from fluvial.engine.session import Session
+from fluvial.engine.stretch import Stretch
 from fluvial.engine.template import ChatTemplate, Media, Special, Text, encode_parts
 from tests.engine.tiny import VARIANTS, frames, picture, tiny
 from tests.models.zoo import distance
@@ -38,7 +39,7 @@ def cold(session: Session, media: list[torch.Tensor], answers: list[list[int]] |
         (run,) = encode_parts([parts[at]], model.tokenizer, first=at == 0)
         if isinstance(run, Media):
             for step in next(steps):
-                feed = feed.ids([model.tokenizer.id(run.text)]).embeddings(step)
+                feed = feed.ids([model.tokenizer.id(run.text)]).read([Stretch(x=step)])
         else:
             feed = feed.ids(run)
         if answers is not None and parts[at] == Special("<|assistant|>"):

@@ -15,9 +15,9 @@ from torch import Tensor
 from fluvial.adapters import native
 from fluvial.adapters.linear import Embedding, Linear
 from fluvial.adapters.lora import LoraPair, Replacement, Route
+from fluvial.adapters.recording import TOKENS
 from fluvial.models import replay
 from fluvial.models.decoder import Decoder
-from fluvial.models.replay import TOKENS
 from tests.kernels.test_replay import BLOCKS, D, inputs, recorded, same
 from tests.kernels.test_replay import decoder as plain
 
