@@ -6,6 +6,7 @@ Storage format x LoRA plugins x kernel meet here, so that each composes with eac
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,8 @@ class Linear(Module):
     @property
     def parts(self) -> Parts:
         """The stored tensors by part name."""
-        return {name: getattr(self, name) for name in self._part_names}
+        held: Mapping[str, Tensor | None] = self._parameters if self.format.trainable else self._buffers
+        return {name: part for name in self._part_names if (part := held[name]) is not None}
 
     def store(self, format: Format) -> None:
         """Re-packs the matrix in another storage format."""

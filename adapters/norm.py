@@ -54,7 +54,7 @@ class LayerNorm(Module):
         return (normed * self.gain.to(wide.dtype) + self.shift.to(wide.dtype)).to(x.dtype)
 
 
-def norm(kind: str, width: int, eps: float) -> nn.Module:
+def norm(kind: str, width: int, eps: float) -> LayerNorm | RMSNorm:
     """The norm that block lists name: "rms", "rms1" (gain kept as w-1) or "layer"."""
     if kind == "layer":
         return LayerNorm(width, eps)

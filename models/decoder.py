@@ -57,7 +57,7 @@ class Block(Module):
     def forward(self, x: Tensor, state: dict[str, Leaf], step: Step) -> tuple[Tensor, dict[str, Pending]]:
         inner = x if self.norm_after else self.norm(x)
         if self.wide:  # x is wider than what the mixer computes in
-            inner = inner.to(next(self.norm.parameters()).dtype)
+            inner = inner.to(self.norm.gain.dtype)
         y, pending = self.mixer(inner, state, step)
         return torch.add(x, self.norm(y) if self.norm_after else y, alpha=self.scale), pending
 
@@ -83,15 +83,16 @@ class Decoder(Module):
     @property
     def dtype(self) -> torch.dtype:
         """What the decoder computes in."""
-        return next(self.norm.parameters()).dtype
+        return self.norm.gain.dtype
 
     @property
     def device(self) -> torch.device:
-        return next(self.norm.parameters()).device
+        return self.norm.gain.device
 
     def embed(self, ids: Tensor, route: Route | None = None) -> Tensor:
         """ids int64 [B, T] -> x [B, T, D]."""
-        x, scale = self.embedding.lookup(ids, route).to(self.dtype), self.config.embed_scale
+        x, dtype, scale = self.embedding.lookup(ids, route), self.dtype, self.config.embed_scale
+        x = x if x.dtype is dtype else x.to(dtype)
         return x if scale == 1 else x * scale
 
     def logits(self, hidden: Tensor, route: Route | None = None, rows: slice | Tensor | None = None) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fluvial.models.tape import Tape
+from fluvial.models.tapes import Tapes
 
 ALIGNED = 64  # bytes
 
@@ -44,11 +45,11 @@ class Layout:
 
 
 class PackedLeaves(Mapping[str, Tensor | Tape]):
-    """The leaves of a `Layout` in `memory`, and its tapes in order."""
+    """The leaves of a `Layout` in `memory`, and its tapes."""
 
     __slots__ = ("_made", "layout", "memory", "tapes")
 
-    def __init__(self, layout: Layout, memory: Tensor, tapes: tuple[Tape, ...]) -> None:
+    def __init__(self, layout: Layout, memory: Tensor, tapes: Tapes) -> None:
         self.layout, self.memory, self.tapes = layout, memory, tapes
         self._made: dict[str, Tensor | Tape] | None = None
 
@@ -57,7 +58,7 @@ class PackedLeaves(Mapping[str, Tensor | Tape]):
             found = dict[str, Tensor | Tape]()
             for (name, shape, dtype), at in zip(self.layout.tensors, self.layout.offsets, strict=True):
                 found[name] = self.memory[at : at + shape.numel() * dtype.itemsize].view(dtype).view(shape)
-            tapes = iter(self.tapes)
+            tapes = iter(self.tapes.all())
             self._made = {name: found[name] if name in found else next(tapes) for name in self.layout.names}
         return self._made
 

@@ -18,6 +18,7 @@ from fluvial.models.mixer import Step
 from fluvial.models.packed_leaves import Layout, PackedLeaves
 from fluvial.models.state import Leaf
 from fluvial.models.tape import Tape
+from fluvial.models.tapes import Tapes
 
 Forward = Callable[[Tensor, Mapping[str, Leaf], Step], tuple[Tensor, dict[str, Pending]]]
 Result = tuple[Tensor, dict[str, Pending] | PackedLeaves]
@@ -85,13 +86,15 @@ class Recorded:
             self._memos = [(make, [t.stride() for t in _tensors(value)]) for make, value in heard.memos]
             moving = [extent(x), *(extent(t) for _, value in heard.memos for t in _tensors(value))]
             moving += [extent(leaf) for leaf in leaves.values() if isinstance(leaf, Tensor)]
-            self._tapes = [name for name, leaf in leaves.items() if isinstance(leaf, Tape)]
-            for name in self._tapes:
-                tape = leaves[name]
-                assert isinstance(tape, Tape)
-                k, v = tape.stores
-                about = next((values for values, t in recording.described if t is k), None)
-                moving += [extent(k), extent(v), (0, 0) if about is None else _extent(about)]
+            found = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tape)}
+            tapes = Tapes.of(list(found.values()))
+            if tapes is None:
+                raise NotRecordable("tapes differ in their lengths")
+            self._tapes, self._which = list(found), tapes.places.which
+            moving += [extent(rows) for tape in found.values() for rows in tape.stores]
+            told = [list[Span]() for _ in tapes.places.steps]
+            for tape, which in zip(found.values(), self._which, strict=True):
+                told[which] += [_extent(values) for values, about in recording.described if about is tape.stores[0]]
             kept = _Kept(recording)
             self._hidden = kept.maker(hidden, leaves)
             self._pending: dict[str, Maker] | None = None
@@ -105,7 +108,7 @@ class Recorded:
                     if kept.add(leaf) != len(kept.tensors) - 1 or leaf.numel() != kept.tensors[-1].numel():
                         raise NotRecordable("a leaf is not a piece of memory of its own")
             self._kept = [(t.shape, t.dtype) for t in kept.tensors]
-            spans, plugins = [[one] for one in moving], list[Tensor]()
+            spans, plugins = [[one] for one in moving] + told, list[Tensor]()
             if operands is not None:
                 spans += _strengths(recording, operands)
                 plugins += operands.tensors
@@ -134,7 +137,7 @@ class Recorded:
         if isinstance(leaves, PackedLeaves) and leaves.layout is layout:
             start = leaves.memory.data_ptr()
             moving += [start + at for at in layout.offsets]
-            tapes = tuple(tape.ready(tokens) for tape in leaves.tapes)
+            tapes = leaves.tapes.ready(tokens)
         else:
             for name, shape, dtype in layout.tensors:
                 leaf = leaves[name]
@@ -143,15 +146,13 @@ class Recorded:
                 held.append(leaf.contiguous())
                 moving.append(held[-1].data_ptr())
             found = (leaves[name] for name in self._tapes)
-            tapes = tuple(leaf.ready(tokens) for leaf in found if isinstance(leaf, Tape))
-        if len(tapes) != len(self._tapes) or not whole(tapes):
+            tapes = Tapes.of([leaf.ready(tokens) for leaf in found if isinstance(leaf, Tape)])
+        if tapes is None or tapes.places.which != self._which:
             return None
-        about = [number for tape in tapes for number in (*tape.place[2:], *tape.lengths)]
-        numbers = (ctypes.c_int64 * len(about))(*about)
-        at, size = ctypes.addressof(numbers), 8 * (2 + x.shape[0])
-        for tape in tapes:
-            moving += (*tape.place[:2], at)
-            at += size
+        about, size = tapes.about(), 8 * (2 + x.shape[0])
+        held.append(about)
+        moving += tapes.places.addresses
+        moving += [ctypes.addressof(about) + size * i for i in range(len(tapes.places.steps))]
         for values in strengths:
             held.append((ctypes.c_float * len(values))(*values))
             moving.append(ctypes.addressof(held[-1]))
@@ -159,14 +160,13 @@ class Recorded:
         if self._pending is not None:
             fresh = [torch.empty(shape, dtype=dtype) for shape, dtype in self._kept]
             self._program(moving, [t.data_ptr() for t in fresh], given)
-            own = dict(leaves) | dict(zip(self._tapes, tapes, strict=True))
+            own = dict(leaves) | dict(zip(self._tapes, tapes.all(), strict=True))
             return self._hidden(fresh, own), {name: make(fresh, own) for name, make in self._pending.items()}
         shape, dtype = self._kept[0]
         hidden, memory = torch.empty(shape, dtype=dtype), layout.memory()
         start = memory.data_ptr()
         self._program(moving, [hidden.data_ptr(), *(start + at for at in layout.offsets)], given)
-        after = tuple(tape.claim(tokens) for tape in tapes)
-        return self._hidden([hidden], leaves), PackedLeaves(layout, memory, after)
+        return self._hidden([hidden], leaves), PackedLeaves(layout, memory, tapes.claim(tokens))
 
 
 class _Kept:

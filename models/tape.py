@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,15 +29,25 @@ MANY = 32  # tapes on a store; then those that are gone are forgotten
 Rows = tuple[Tensor, Tensor]  # k, v [B, H, L, D]
 
 
+class Holder(Protocol):
+    """A tape or several (`models.tapes`)."""
+
+    def end(self, store: Store) -> tuple[int, ...] | None:
+        """Up to where it needs rows of a store; None if none."""
+        ...
+
+
 @dataclass(slots=True)
-class _Store:
+class Store:
+    """The memory of a tape and of its forks."""
+
     k: Tensor  # [B, H, capacity, D]
     v: Tensor
     claimed: tuple[int, ...]
     written: tuple[Tensor, Tensor, tuple[int, ...]] | None = None  # the newest rows and the lengths they stand behind
     place: tuple[int, int, int, int] | None = None  # see `Tape.place`
     shared: int = 0  # rows that forks read
-    tapes: list[weakref.ref[Tape]] = field(default_factory=list)
+    tapes: list[weakref.ref[Holder]] = field(default_factory=list)
     clear: int = field(init=False)  # rows that hold numbers; memory behind them was never touched
 
     def __post_init__(self) -> None:
@@ -49,29 +60,32 @@ class _Store:
             stored[:, :, self.clear : end] = 0
         self.clear = end
 
-    def add(self, tape: Tape) -> None:
+    def add(self, holder: weakref.ref[Holder]) -> None:
         if len(self.tapes) >= MANY:
             self.tapes = [ref for ref in self.tapes if ref() is not None]
-        self.tapes.append(weakref.ref(tape))
+        self.tapes.append(holder)
 
     def held(self, tape: Tape) -> bool:
         """Whether anyone needs rows behind the tape's end."""
-        others = (other for ref in self.tapes if (other := ref()) is not None and other._store is self)
+        ends = (other.end(self) for ref in self.tapes if (other := ref()) is not None)
         return self.shared > min(tape._own) or any(
-            b > a for o in others for a, b in zip(tape._own, o._own, strict=True)
+            b > a for end in ends if end is not None for a, b in zip(tape._own, end, strict=True)
         )
 
 
 class Tape:
     """Keys and values of the tokens so far: `lengths[b]` rows for batch row b."""
 
-    def __init__(self, store: _Store, lengths: tuple[int, ...], past: tuple[Rows, ...] = ()) -> None:
+    def __init__(self, store: Store, lengths: tuple[int, ...], past: tuple[Rows, ...] = ()) -> None:
         """`lengths` counts the rows of `past`, which all batch rows have, and those of the store."""
         self.lengths = lengths
         self._store, self._past = store, past
         self._base = sum(k.shape[2] for k, _ in past)
         self._own = tuple(length - self._base for length in lengths)
-        store.add(self)
+        store.add(weakref.ref(self))
+
+    def end(self, store: Store) -> tuple[int, ...] | None:
+        return self._own if self._store is store else None
 
     @classmethod
     def empty(
@@ -89,12 +103,12 @@ class Tape:
         dtype = torch.int8 if int8 else dtype
         k = torch.zeros(batch, heads, 0, kv.width(d_k, int8=int8), dtype=dtype, device=device)
         v = torch.zeros(batch, heads, 0, kv.width(d_v, int8=int8), dtype=dtype, device=device)
-        return cls(_Store(k, v, (0,) * batch), (0,) * batch)
+        return cls(Store(k, v, (0,) * batch), (0,) * batch)
 
     @classmethod
     def of(cls, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tape:
         """A tape over given rows k, v [B, H, L, D], as `stored` gives them."""
-        return cls(_Store(k, v, lengths), lengths)
+        return cls(Store(k, v, lengths), lengths)
 
     @property
     def rows(self) -> Rows:
@@ -137,6 +151,10 @@ class Tape:
         return not self._past and not self.int8
 
     @property
+    def store(self) -> Store:
+        return self._store
+
+    @property
     def stores(self) -> Rows:
         """k, v [B, H, capacity, D] of a `whole` tape; what lies behind a row's length is scratch."""
         return self._store.k, self._store.v
@@ -159,12 +177,6 @@ class Tape:
     def wrote(self, k: Tensor, v: Tensor) -> None:
         """Says that the scratch of a `ready` tape now holds these rows [B, H, T, D]."""
         self._store.written = (k, v, self._own)
-
-    def claim(self, n: int) -> Tape:
-        """A tape with n more rows behind each: those that a kernel wrote into the scratch of this `ready` tape."""
-        lengths = tuple(length + n for length in self.lengths)
-        self._store.claimed = lengths
-        return Tape(self._store, lengths)
 
     def peek(self, k: Tensor, v: Tensor) -> Rows:
         """The rows followed by new ones k, v [B, H, T, D], without appending: row b's new rows start at lengths[b].
@@ -228,14 +240,14 @@ class Tape:
             self._store = self._empty_store()
         return Tape(self._empty_store(), self.lengths, self._past)
 
-    def _empty_store(self) -> _Store:
+    def _empty_store(self) -> Store:
         k, v = (rows.new_empty(*rows.shape[:2], 0, rows.shape[3]) for rows in (self._store.k, self._store.v))
-        return _Store(k, v, (0,) * len(self.lengths))
+        return Store(k, v, (0,) * len(self.lengths))
 
     def _whole(self) -> Tape:
         """The same rows in one store."""
         k, v = self.stored
-        whole = Tape(_Store(k, v, self.lengths), self.lengths)
+        whole = Tape(Store(k, v, self.lengths), self.lengths)
         whole._resize(k.shape[2] + GROWTH)
         return whole
 

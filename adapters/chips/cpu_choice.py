@@ -23,8 +23,11 @@ def _largest(rows: Tensor, count: int) -> bool:
 
 def _few(ids: Tensor, rows: int) -> bool:
     """Whether they are a few ids of so many rows."""
-    few = ids.dtype is torch.int64 and 0 < ids.numel() <= FEW
-    return few and all(0 <= id < rows for id in ids.flatten().tolist())
+    if ids.dtype is not torch.int64 or not 0 < (count := ids.numel()) <= FEW:
+        return False
+    if count == 1:
+        return 0 <= ids.item() < rows
+    return all(0 <= id < rows for id in ids.flatten().tolist())
 
 
 def _int4_rows(ids: Tensor, q: Tensor, scale: Tensor, offset: Tensor | None) -> bool:

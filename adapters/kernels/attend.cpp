@@ -2,70 +2,11 @@
 // keys and values for all query heads that share them, softmax sums carried along (Milakov & Gimelshein 2018), fp32
 // inside.
 
+#include "attend_few.h"
 #include "attend_many.h"
 #include "threads.h"
 
 namespace {
-
-constexpr int64_t KEYS = 64;    // scored before their values are added
-constexpr int64_t QUERIES = 32;  // rows of q, tokens x query heads a key head, up to which keys are read in place
-constexpr int64_t WIDTH = 256;   // channels of a head at most
-
-template <typename Row>
-INLINE float score(const float *q, const Row *k, int64_t D) {
-  float sum = 0.f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t d = 0; d < D; ++d) sum += q[d] * exact(k[d]);
-  return sum;
-}
-
-// One key head of one batch row. q, o: `queries` rows, row r at r / share * token + r % share * D (share query heads a
-// key head, tokens `token` apart); k, v: rows D apart; row r sees the first `before` + r / share + 1 of them.
-template <typename Row>
-INLINE void head(const Row *q, const Row *k, const Row *v, Row *o, int64_t queries, int64_t share_, int64_t token,
-                 int64_t before, int64_t D, float scale) {
-  alignas(64) float rows[QUERIES * WIDTH], sums[QUERIES * WIDTH], scores[KEYS];
-  float top[QUERIES], weight[QUERIES];
-  for (int64_t r = 0; r < queries; ++r) {
-    const Row *from = q + r / share_ * token + r % share_ * D;
-    for (int64_t d = 0; d < D; ++d) rows[r * D + d] = exact(from[d]) * scale, sums[r * D + d] = 0.f;
-    top[r] = -INFINITY, weight[r] = 0.f;
-  }
-  const int64_t all = before + (queries - 1) / share_ + 1;
-  for (int64_t first = 0; first < all; first += KEYS) {
-    for (int64_t r = 0; r < queries; ++r) {
-      const int64_t seen = before + r / share_ + 1 - first, keys = seen < KEYS ? seen : KEYS;
-      if (keys <= 0) continue;
-      const float *row = rows + r * D;
-      float *sum = sums + r * D, peak = top[r], more = 0.f;
-      for (int64_t j = 0; j < keys; ++j) scores[j] = score(row, k + (first + j) * D, D);
-      for (int64_t j = 0; j < keys; ++j) peak = scores[j] > peak ? scores[j] : peak;
-#pragma omp simd reduction(+ : more)
-      for (int64_t j = 0; j < keys; ++j) more += scores[j] = exp1(scores[j] - peak);
-      const float keep = first ? exp1(top[r] - peak) : 0.f;
-      weight[r] = weight[r] * keep + more, top[r] = peak;
-      if (keep != 1.f)
-        for (int64_t d = 0; d < D; ++d) sum[d] *= keep;
-      int64_t j = 0;
-      for (; j + 4 <= keys; j += 4) {
-        const Row *v0 = v + (first + j) * D, *v1 = v0 + D, *v2 = v1 + D, *v3 = v2 + D;
-        const float a = scores[j], b = scores[j + 1], c = scores[j + 2], e = scores[j + 3];
-#pragma omp simd
-        for (int64_t d = 0; d < D; ++d)
-          sum[d] += a * exact(v0[d]) + b * exact(v1[d]) + (c * exact(v2[d]) + e * exact(v3[d]));
-      }
-      for (; j < keys; ++j) {
-        const Row *v0 = v + (first + j) * D;
-        for (int64_t d = 0; d < D; ++d) sum[d] += scores[j] * exact(v0[d]);
-      }
-    }
-  }
-  for (int64_t r = 0; r < queries; ++r) {
-    Row *to = o + r / share_ * token + r % share_ * D;
-    const float by = 1.f / weight[r];
-    for (int64_t d = 0; d < D; ++d) put(sums[r * D + d] * by, to + d);
-  }
-}
 
 template <typename Row>
 INLINE void append(const Row *from, Row *to, int64_t T, int64_t step, int64_t D) {
@@ -95,10 +36,8 @@ INLINE void attend(const Row *q, const Row *k, const Row *v, Row *k_store, Row *
     if (many)
       many_queries(q + at, k_g, v_g, o + at, part * SCORED, std::min((part + 1) * SCORED, heads * T), heads, H * D,
                    before[b], D, scale);
-    else if (D == 128)  // a width that the compiler knows
-      head(q + at, k_g, v_g, o + at, heads * T, heads, H * D, before[b], 128, scale);
     else
-      head(q + at, k_g, v_g, o + at, heads * T, heads, H * D, before[b], D, scale);
+      few_queries(q + at, k_g, v_g, o + at, heads * T, heads, H * D, before[b], D, scale);
   });
 }
 

@@ -33,10 +33,11 @@ KERNEL(gated_delta_mix)(const float *rows, const float *a, const float *b, const
       const float decay = std::exp(g[at(t)]);
       for (int64_t i = 0; i < K; ++i) decays[t * K + i] = decay;
     }
+    const int64_t further = job + threads < B * H ? threads * K * V : 0;
     blocks(V, [&](int64_t from, int64_t columns_) {
       const int64_t S = job * K * V + from;
       columns<1>(
-          S0 + S, S1 + S, T, K, V, columns_, out, [&](int64_t t) { return Read{k + at(t) * K, q + t * K}; },
+          S0 + S, S1 + S, S0 + S + further, T, K, V, columns_, out, [&](int64_t t) { return Read{k + at(t) * K, q + t * K}; },
           [&](int64_t t, const Sums &sums) {
             const float *v = row(t) + 2 * Hk * K + head * V + from, decay = decays[t * K], b_t = beta[t], qk_t = qk[t];
             float *d = delta + at(t) * V + from, *o = y + at(t) * V + from;

@@ -58,12 +58,13 @@ INLINE void sweep(const float *from, int64_t from_stride, float *to, int64_t to_
   for (; row < K; ++row) band<1, PAIRS, WRITE, READ>(from, from_stride, to, to_stride, width, now, next, row, sums);
 }
 
-// The last write of a block, past the caches.
+// The last write of a block, past the caches; the block `next`, in rows as those of `to`, is on its way meanwhile.
 template <int PAIRS>
 INLINE void sweep_out(const float *from, int64_t from_stride, float *to, int64_t to_stride, int64_t K, int64_t width,
-                      Update<PAIRS> now) {
+                      Update<PAIRS> now, const float *next) {
   for (int64_t i = 0; i < K; ++i)
     for (int64_t j = 0; j < width; j += LANES) {
+      __builtin_prefetch(next + i * to_stride + j, 0, 2);
       Sixteen s = sixteen(from + i * from_stride + j) * now.w[i];
       for (int p = 0; p < PAIRS; ++p) s += now.left[p][i] * sixteen(now.right[p] + j);
       stream(to + i * to_stride + j, s);
@@ -71,10 +72,11 @@ INLINE void sweep_out(const float *from, int64_t from_stride, float *to, int64_t
 }
 
 // All T tokens of `width` columns. read(t) gives a token's `Read`; write(t, sums) takes its sums, puts out what follows
-// from them and gives the `Update`. What lies between the first token and the last stays on the stack.
+// from them and gives the `Update`. What lies between the first token and the last stays on the stack. `next`: the block
+// of S0 that this thread will want next.
 template <int PAIRS, typename R, typename W>
-INLINE void columns(const float *S0, float *S1, int64_t T, int64_t K, int64_t stride, int64_t width, bool out, R read,
-                    W write) {
+INLINE void columns(const float *S0, float *S1, const float *next, int64_t T, int64_t K, int64_t stride, int64_t width,
+                    bool out, R read, W write) {
   alignas(64) float between[WIDTH * BLOCK];
   Sums sums{};
   sweep<false, true>(S0, stride, between, BLOCK, K, width, Update<PAIRS>{}, read(0), sums);
@@ -86,7 +88,7 @@ INLINE void columns(const float *S0, float *S1, int64_t T, int64_t K, int64_t st
     if (t + 1 < T)
       sweep<true, true>(from, from_stride, between, BLOCK, K, width, now, read(t + 1), sums);
     else if (out)
-      sweep_out(from, from_stride, S1, stride, K, width, now);
+      sweep_out(from, from_stride, S1, stride, K, width, now, next);
     else
       sweep<true, false>(from, from_stride, S1, stride, K, width, now, Read{}, sums);
     from = between, from_stride = BLOCK;

@@ -36,10 +36,11 @@ KERNEL(rwkv7_mix)(const float *r, const float *w, const float *k, const float *v
       }
       rk[t] = dot(r + from, k_in + from, K), rb[t] = dot(r + from, b + from, K);
     }
+    const int64_t further = job + threads < B * H ? threads * K * K : 0;
     blocks(K, [&](int64_t first, int64_t width) {
       const int64_t S = job * K * K + first;
       columns<2>(
-          S0 + S, S1 + S, T, K, K, width, out, [&](int64_t t) { return Read{alpha + t * K, rw + t * K}; },
+          S0 + S, S1 + S, S0 + S + further, T, K, K, width, out, [&](int64_t t) { return Read{alpha + t * K, rw + t * K}; },
           [&](int64_t t, const Sums &sums) {
             const int64_t from = at(t) + first;
             const float rk_t = rk[t], rb_t = rb[t];

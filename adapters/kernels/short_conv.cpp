@@ -7,6 +7,10 @@ namespace {
 
 constexpr int64_t CHANNELS = 256, TOKENS = 16;  // of a job: its taps stay in the nearest cache
 
+INLINE void fetch(const float *from, int64_t values) {
+  for (int64_t i = 0; i < values; i += LANES) __builtin_prefetch(from + i, 0, 2);
+}
+
 // taps [width, size] -> [size, CHANNELS]; a constant size is vector code.
 template <typename Size>
 INLINE void turn(const float *taps, Size size, int64_t width, float *to) {
@@ -41,6 +45,10 @@ KERNEL(short_conv)(const float *x, const float *past, const float *taps, const f
     const int64_t width = C - first < CHANNELS ? C - first : CHANNELS;
     const float *x_b = x + b * T * C + first, *past_b = past + b * keep * C + first, *add = bias ? bias + first : bias;
     float *rows_b = rows + b * (keep + T) * C + first;
+    if (const int64_t next = first + threads * CHANNELS; next + CHANNELS <= C) {  // what this thread will want then
+      fetch(taps + next * size, size * CHANNELS);
+      for (int64_t j = 0; j < keep; ++j) fetch(past_b + j * C + next - first, CHANNELS);
+    }
     alignas(64) float turned[16 * CHANNELS];
     if (size == 4)
       turn(taps + first * 4, std::integral_constant<int, 4>{}, width, turned);

@@ -354,6 +354,8 @@ SAMPLES = {
             (1, 2, 2, 128, 0, 3, 64),
             (1, 1, 1, 256, 63),
             (1, 8, 2, 128, 900),
+            (2, 6, 2, 80, 37),  # three query heads a key head
+            (1, 3, 1, 136, 130),
             (17, 4, 1, 8, 4),  # the first that has blocks of queries
             (40, 6, 2, 17, 70, 5, 0),
             (150, 4, 1, 72, 61),  # in several parts
