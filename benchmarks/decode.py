@@ -4,8 +4,9 @@ python benchmarks/decode.py --models qwen3-0.6b --recipes int4 int8 --threads 2 
 
 Weights are made in their packed form, so no model is ever in memory in bf16. Bytes of a token: every stored matrix once
 (of an untied embedding only its row), the state read and written, the tape read. The bandwidth is that of a sum over
-256 MB with as many threads, in huge pages as the weights are; in brackets in pages of 4 KB. CPU time of all threads
-over the number of threads stands in for wall time with `--clock cpu`, on a machine that has other work.
+256 MB with as many threads, between the tokens, in huge pages as the weights are; in brackets in pages of 4 KB. CPU
+time of all threads over the number of threads stands in for wall time with `--clock cpu`, on a machine that has other
+work.
 
 "outside" is what a token spends outside of native code: Python, dispatch and small torch ops. The parts are those of
 the same token with its kernels called one by one. "late" compares a token at position 100,000 with one at 1,000, by
@@ -116,6 +117,7 @@ def built(config: dict[str, Any], name: str, dtype: torch.dtype) -> Decoder:
                 real.uniform_(-0.03, 0.03)
             setattr(module, key, nn.Parameter(real, requires_grad=False) if key in module._parameters else real)
     pages.gather((*decoder.parameters(), *decoder.buffers()))
+    pages.keep()  # both as the loader does
     return decoder.eval()
 
 
@@ -153,13 +155,10 @@ def kind(op: ops.Op) -> str:
 
 
 def bandwidth(data: torch.Tensor, clock: Callable[[], float]) -> float:
-    """Bytes a second that a sum reads, the median of five."""
-    reads = []
-    for _ in range(5):
-        start = clock()
-        data.sum()
-        reads.append(data.nbytes / (clock() - start))
-    return statistics.median(reads)
+    """Bytes a second that a sum reads."""
+    start = clock()
+    data.sum()
+    return data.nbytes / (clock() - start)
 
 
 @torch.inference_mode()
@@ -169,10 +168,9 @@ def measure(
     """Prints one row and gives the seconds of a token and of the prefill."""
     decoder = built(CONFIGS[name], quant, dtype)
     data = torch.ones(64 << 20)
-    small = bandwidth(data, clock)
+    small = statistics.median(bandwidth(data, clock) for _ in range(5))
     pages.gather([data])
-    read = bandwidth(data, clock)
-    del data
+    reads = list[float]()
 
     def step(ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         hidden, state = decoder(decoder.embed(ids), state)
@@ -193,10 +191,13 @@ def measure(
     for _ in range(2):  # the second is recorded
         token, state = step(token, state)
     with timed(Program, "call", add, clock), timed(native.Function, "__call__", add, clock):
-        for _ in range(tokens):
+        for i in range(tokens):
             start = clock()
             token, state = step(token, state)
             times.append(clock() - start)
+            if i % 4 == 1:
+                reads.append(bandwidth(data, clock))
+    read = statistics.median(reads)
     outside = 1 - native_seconds / sum(times)
     parts: dict[str, float] = defaultdict(float)
     few = max(4, tokens // 4)

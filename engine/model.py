@@ -206,8 +206,8 @@ def load_model(
     if shapes.draft is not None:
         shapes.draft[0].layers.keep_rows(kv)
     parts = fill_shapes(shapes, place, precision, stored)
-    if sum(t.nbytes for t in parts.decoder.state_dict().values()) > LARGE:
-        pages.apart()
+    large = sum(t.nbytes for t in parts.decoder.state_dict().values()) > LARGE
+    (pages.apart if large else pages.keep)()
     parts.decoder.identify()
     if parts.draft_head is not None:
         parts.draft_head.layers.identify()

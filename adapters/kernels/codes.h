@@ -71,13 +71,10 @@ struct Grouped {  // q [N, K / 2] of int4 or [N, K] of int8; offset may be null:
 
 // run(row, fresh) for all N >= 16 rows, sixteen from `row` on at a time, of which the last `fresh` are new.
 template <typename F>
-INLINE void each_band(int64_t N, int64_t row_bytes, int64_t threads, F run) {
-  const int64_t step = rows_of_job(N, row_bytes, BAND, threads);
-  share((N + step - 1) / step, threads, [&](int64_t job) {
-    for (int64_t row = job * step, end = std::min(row + step, N); row < end; row += BAND) {
-      const int64_t fresh = std::min<int64_t>(BAND, N - row);
-      run(row + fresh - BAND, fresh);
-    }
+INLINE void each_band(int64_t N, int64_t threads, F run) {
+  share_parts((N + BAND - 1) / BAND, threads, [&](int64_t band) {
+    const int64_t fresh = std::min<int64_t>(BAND, N - band * BAND);
+    run(band * BAND + fresh - BAND, fresh);
   });
 }
 

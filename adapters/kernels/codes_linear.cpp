@@ -110,7 +110,7 @@ void multiply_rounded(const Grouped &stored, const void *given, Result y, int64_
 #if defined(__AVX512VNNI__)
     if (M == 1) return multiply_lone(A, rounded, to, threads);
 #endif
-    each_band(A.N, row_bytes, threads, [&](int64_t row, int64_t fresh) {
+    each_band(A.N, threads, [&](int64_t row, int64_t fresh) {
       tiles<MEET>(rows, [&](auto size, int64_t m) {
         if (SLOTS == 4 && A.offset.values)
           band<size, SLOTS == 4>(A, row, fresh, rounded + m * pairs, to, m);

@@ -56,14 +56,15 @@ INLINE void add_stretch(const uint8_t *codes, const __mmask16 (&within)[SIZE], c
   if (APART) _mm512_store_si512(above_them, add_groups<SLOTS>(high_parts));
 }
 
-constexpr int64_t AHEAD = 6 << 10;  // bytes of W
-
 // Sixteen rows of W from `row` on, of which the last `fresh` are wanted, times x.
 template <bool SHIFT, int SLOTS, int BYTES>
 void lone(const Grouped &A, int64_t row, int64_t fresh, const Stretch<SLOTS, BYTES> *x, const Result &y) {
   constexpr bool APART = SLOTS == 2 && BYTES == 3;  // 32 columns would not fit in 32 bits
   constexpr int SIZE = 16 / SLOTS, PER = SLOTS == 4 ? 4 : 2;  // vectors of codes in a stretch; groups in one
   constexpr int64_t COLUMNS = STRETCH * PAIR, MOST = 8;  // of a stretch; stretches that are summed row by row
+  // How far ahead W is fetched. Of one byte the products are soon done: a quarter of the lines is fetched afterwards.
+  constexpr int64_t AHEAD = (BYTES == 1 ? 16 : 6) << 10;
+  constexpr int EARLY = BYTES == 1 ? 3 : 4, LATE = BYTES == 1 ? 4 / SLOTS : 0;  // quarters; lines a group of 32 columns
   const int64_t row_bytes = A.K * 2 / SLOTS, row_groups = A.K / A.group;
   alignas(64) int32_t space[MOST][BAND][16], high_space[APART ? MOST : 1][BAND][16];
   Lanes sums = zero();
@@ -77,8 +78,9 @@ void lone(const Grouped &A, int64_t row, int64_t fresh, const Stretch<SLOTS, BYT
       some[i] = left > PER * i ? of_sixteen((left - PER * i) * 16 / PER) : __mmask16(0);
     }
     const uint8_t *codes = A.q + row * row_bytes + from * 2 / SLOTS;
+    const uint8_t *ahead = codes + AHEAD;
     for (int r = 0; r < BAND; ++r, codes += row_bytes) {
-      for (int64_t b = 0; b < columns * 2 / SLOTS; b += 64) prefetch(codes + AHEAD + b);
+      for (int64_t b = 0; b < columns * 2 / SLOTS * EARLY / 4; b += 64, ahead += 64) prefetch(ahead);
       for (int64_t g = 0; g < columns / A.group; g += 32)
         prefetch(A.scale.values + (row + BAND + r) * row_groups + from / A.group + g);
       for (int64_t s = 0; s < whole; ++s)
@@ -105,6 +107,7 @@ void lone(const Grouped &A, int64_t row, int64_t fresh, const Stretch<SLOTS, BYT
 #pragma GCC unroll 16
       for (int k = 0; k < STRETCH; ++k) {
         const int lane = lane_of<SLOTS>(k);
+        for (int i = 0; i < LATE; ++i, ahead += 64) prefetch(ahead);
         Lanes dot = to_float({_mm512_add_epi32(dots[lane], same(x[s].zero[0][k]).v)});
         if (APART) dot = fma(to_float({_mm512_add_epi32(above_them[lane], same(x[s].zero[1][k]).v)}), all(256.f), dot);
         sums = fma(dot, Lanes{_mm512_castsi512_ps(scales[k])} * all(x[s].unit[k]), sums);
@@ -125,7 +128,7 @@ void multiply_lone(const Grouped &A, const Rounded<SLOTS, BYTES> *x, const Resul
   Stretch<SLOTS, BYTES> *stretches = space.data();
   for (int64_t i = 0; i < count; ++i)
     stretches[i].fill(x + i * STRETCH, std::min<int64_t>(STRETCH, groups - i * STRETCH));
-  each_band(A.N, A.K * 2 / SLOTS, threads, [&](int64_t row, int64_t fresh) {
+  each_band(A.N, threads, [&](int64_t row, int64_t fresh) {
     if (SLOTS == 4 && A.offset.values)
       lone<SLOTS == 4>(A, row, fresh, stretches, y);
     else

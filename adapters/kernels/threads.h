@@ -6,7 +6,14 @@
 // program that wakes now and then costs little, and a machine that stays busy a few percent instead of everything.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
+
 #include "kernels.h"
+
+#if defined(_OPENMP)
+extern "C" int omp_get_thread_num();
+#endif
 
 namespace fluvial {
 bool may_share();            // whether a parallel region may start now; threads.cpp
@@ -31,6 +38,51 @@ INLINE void share(int64_t jobs, int64_t threads, const Job &job) {
   {
 #pragma omp for schedule(dynamic) nowait
     for (int64_t i = 0; i < jobs; ++i) job(i);
+#pragma omp master
+    done = fluvial::clock_ns();
+  }
+  fluvial::waited(fluvial::clock_ns() - done);
+}
+
+// A part of the jobs of `share_parts`: those from `begin` to `end` are left.
+struct alignas(64) Part {
+  std::atomic<uint64_t> left;  // begin, end: 32 bits each
+
+  void set(uint64_t begin, uint64_t end) { left.store(begin << 32 | end, std::memory_order_relaxed); }
+  // The first of them, or the last; -1 when none is left.
+  INLINE int64_t take(Part &part, bool first) {
+    uint64_t now = part.left.load(std::memory_order_relaxed);
+    for (;;) {
+      const uint64_t begin = now >> 32, end = now & 0xffffffffu;
+      if (begin >= end) return -1;
+      if (part.left.compare_exchange_weak(now, first ? now + (uint64_t{1} << 32) : now - 1, std::memory_order_relaxed))
+        return static_cast<int64_t>(first ? begin : end - 1);
+    }
+  }
+};
+
+// job(i) for i in [0, jobs), neighbours one after another on one of up to `threads` threads: each has a part of its own,
+// and who is done takes from the ends of the others'.
+template <typename Job>
+INLINE void share_parts(int64_t jobs, int64_t threads, const Job &job) {
+  constexpr int64_t MOST = 64;
+  threads = std::min({threads, jobs, MOST});
+  if (threads <= 1 || !fluvial::may_share()) {
+    for (int64_t i = 0; i < jobs; ++i) job(i);
+    return;
+  }
+  Part parts[MOST];
+  for (int64_t t = 0; t < threads; ++t) parts[t].set(t * jobs / threads, (t + 1) * jobs / threads);
+  int64_t done = 0;
+#pragma omp parallel num_threads(threads)
+  {
+#if defined(_OPENMP)
+    const int64_t own = omp_get_thread_num();
+#else
+    const int64_t own = 0;
+#endif
+    for (int64_t t = 0; t < threads; ++t)
+      for (int64_t i, whose = (own + t) % threads; (i = Part::take(parts[whose], t == 0)) >= 0;) job(i);
 #pragma omp master
     done = fluvial::clock_ns();
   }

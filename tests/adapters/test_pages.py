@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import subprocess
 import sys
 from pathlib import Path
@@ -137,3 +138,32 @@ def test_taking_holes_ends_where_memory_is_limited():
         "import resource; from fluvial.adapters import pages\nresource.setrlimit(resource.RLIMIT_AS, (6 << 28,) * 2)"
     )
     subprocess.run([sys.executable, "-c", limited + "\npages.apart()"], check=True, timeout=60)
+
+
+_KEPT = """
+import resource, sys, torch
+from fluvial.adapters import pages
+def faults(rounds=8):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(rounds):
+        large = [torch.ones(6 << 20) for _ in range(4)]  # 24 MB each, 96 MB in all
+        del large
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // rounds
+pages.keep()
+faults()
+kept = faults()
+pages.trim()
+given_back = faults(1)
+pages.apart()
+pages.keep()
+print(kept, given_back, faults())
+"""
+
+
+@pytest.mark.skipif(pages._kept() == sys.maxsize, reason="needs glibc")
+def test_freed_memory_serves_the_next_layer_until_it_is_trimmed():
+    """And not where large pieces lie apart."""
+    done = subprocess.run([sys.executable, "-c", _KEPT], capture_output=True, text=True, check=True)
+    kept, given_back, apart = map(int, done.stdout.split())
+    pages_of_all = (96 << 20) // mmap.PAGESIZE
+    assert kept < pages_of_all / 50 and given_back > pages_of_all / 2 and apart > pages_of_all / 2, done.stdout
