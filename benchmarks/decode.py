@@ -182,23 +182,23 @@ def measure(
         start = clock()
         token, state = step(ids, None)
         took.append(clock() - start)
-    times, native_seconds = list[float](), 0.0
+    times, inside = list[float](), list[float]()
 
     def add(_: Any, seconds: float) -> None:
-        nonlocal native_seconds
-        native_seconds += seconds
+        inside[-1] += seconds
 
     for _ in range(2):  # the second is recorded
         token, state = step(token, state)
     with timed(Program, "call", add, clock), timed(native.Function, "__call__", add, clock):
         for i in range(tokens):
+            inside.append(0.0)
             start = clock()
             token, state = step(token, state)
             times.append(clock() - start)
             if i % 4 == 1:
                 reads.append(bandwidth(data, clock))
     read = statistics.median(reads)
-    outside = 1 - native_seconds / sum(times)
+    outside = statistics.median(1 - part / whole for part, whole in zip(inside, times, strict=True))
     parts: dict[str, float] = defaultdict(float)
     few = max(4, tokens // 4)
 

@@ -1,9 +1,8 @@
-// Matrices stored as codes with a scale for each group of columns, and their products with whole numbers (rounded.h).
+// Matrices stored as codes with a scale for each group of columns.
 #pragma once
 
 #include "product.h"
-#include "rounded.h"
-#include "turned.h"
+#include "units.h"
 
 namespace {
 
@@ -69,45 +68,13 @@ struct Grouped {  // q [N, K / 2] of int4 or [N, K] of int8; offset may be null:
   int64_t N, K, group;
 };
 
-// run(row, fresh) for all N >= 16 rows, sixteen from `row` on at a time, of which the last `fresh` are new.
-template <typename F>
+// run(row, fresh) for all N >= SIZE rows, SIZE from `row` on at a time, of which the last `fresh` are new.
+template <int64_t SIZE, typename F>
 INLINE void each_band(int64_t N, int64_t threads, F run) {
-  share_parts((N + BAND - 1) / BAND, threads, [&](int64_t band) {
-    const int64_t fresh = std::min<int64_t>(BAND, N - band * BAND);
-    run(band * BAND + fresh - BAND, fresh);
+  share_parts((N + SIZE - 1) / SIZE, threads, [&](int64_t band) {
+    const int64_t fresh = std::min<int64_t>(SIZE, N - band * SIZE);
+    run(band * SIZE + fresh - SIZE, fresh);
   });
 }
-
-// The codes of 32 columns of sixteen rows as bytes, four columns a vector.
-template <int SLOTS>
-VECTORS void unpack(const uint8_t *rows, int64_t stride, Words (&codes)[FOURS]) {
-  Words now[4];
-  turn(rows, stride, now);
-  if constexpr (SLOTS == 4) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) codes[i] = low_nibbles(now[i]), codes[i + 4] = high_nibbles(now[i]);
-  } else {
-    Words more[4];
-    turn(rows + 16, stride, more);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) codes[i] = int8_codes(now[i]), codes[i + 4] = int8_codes(more[i]);
-  }
-}
-
-// The scales of sixteen rows for some columns, in fp32: [group][row].
-struct BandScales {
-  static constexpr int64_t MOST = CHUNK / PAIR;
-  alignas(64) float values[MOST * BAND];
-
-  void read(const Scales &from, int64_t first, int64_t stride, int64_t groups) {
-    alignas(64) float wide[BAND][MOST];
-    for (int r = 0; r < BAND; ++r) Scales::widen(from, first + r * stride, groups, wide[r]);
-    for (int64_t i = 0; i < groups; i += 4) {
-      Words turned[4];
-      turn(reinterpret_cast<const uint8_t *>(wide[0] + i), sizeof wide[0], turned);
-      for (int k = 0; k < 4; ++k) store(values + (i + k) * BAND, turned[k]);
-    }
-  }
-};
 
 }  // namespace

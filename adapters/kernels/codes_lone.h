@@ -5,6 +5,8 @@
 #pragma once
 
 #include "codes.h"
+#include "rounded.h"
+#include "turned.h"
 
 namespace {
 
@@ -128,7 +130,7 @@ void multiply_lone(const Grouped &A, const Rounded<SLOTS, BYTES> *x, const Resul
   Stretch<SLOTS, BYTES> *stretches = space.data();
   for (int64_t i = 0; i < count; ++i)
     stretches[i].fill(x + i * STRETCH, std::min<int64_t>(STRETCH, groups - i * STRETCH));
-  each_band(A.N, threads, [&](int64_t row, int64_t fresh) {
+  each_band<BAND>(A.N, threads, [&](int64_t row, int64_t fresh) {
     if (SLOTS == 4 && A.offset.values)
       lone<SLOTS == 4>(A, row, fresh, stretches, y);
     else
