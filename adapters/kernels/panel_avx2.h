@@ -116,26 +116,31 @@ struct Panel : Kept<SLOTS, BYTES> {
         for (int r = 0; r < BAND; ++r) shift[i][r] += 8.f * scale[i][r];
   }
 
-  // sums [S, BAND] += x . the panel
+  // sums [S, BAND] += x . the panel. Not inlined: its loop would look a thread's panel up again and again.
   template <bool SHIFT, int S>
-  INLINE void multiply(const Panel &panel, const Block<SLOTS, BYTES, S> *x, int64_t groups, int by_group,
-                       float (*sums)[BAND]) {
+  static __attribute__((noinline)) void multiply(const Panel &panel, const Block<SLOTS, BYTES, S> *x, int64_t groups,
+                                                 int by_group, float (*sums)[BAND]) {
     const __m256i one = _mm256_set1_epi16(1);
     for (int64_t g = 0; g < groups; ++g, ++x) {
       constexpr int PARTS = SLOTS == 4 ? 1 : PLANES;
       __m256i parts[S][2][PARTS];
 #pragma GCC unroll 3
       for (int plane = PLANES - 1; plane >= 0; --plane) {
+        asm volatile("" ::: "memory");  // GCC would keep the codes for the next plane, which takes all registers
         __m256i now[S][2];
-#pragma GCC unroll 4
-        for (int m = 0; m < S; ++m) now[m][0] = now[m][1] = _mm256_setzero_si256();
-#pragma GCC unroll 2
-        for (int w = 0; w < WORDS; ++w) {  // all unrolled, GCC sums all products last
+#pragma GCC unroll 16
+        for (int w = 0; w < WORDS; ++w) {
 #pragma GCC unroll 4
           for (int m = 0; m < S; ++m) {
             const __m256i with = _mm256_set1_epi32(x->words[plane][w][m]);
 #pragma GCC unroll 2
-            for (int half = 0; half < 2; ++half) now[m][half] = plus(now[m][half], panel.codes[g][w][half], with);
+            for (int half = 0; half < 2; ++half) {
+              const __m256i product = times(panel.codes[g][w][half], with);
+              if (w == 0)
+                now[m][half] = product;
+              else
+                add_in_place(now[m][half], product);
+            }
           }
         }
 #pragma GCC unroll 4
@@ -167,9 +172,14 @@ struct Panel : Kept<SLOTS, BYTES> {
   }
 
  private:
-  INLINE __m256i plus(__m256i sums, __m256i codes, __m256i x) {
-    if constexpr (SLOTS == 4) return _mm256_add_epi16(sums, _mm256_maddubs_epi16(codes, x));
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(codes, x));
+  INLINE __m256i times(__m256i codes, __m256i x) {
+    return SLOTS == 4 ? _mm256_maddubs_epi16(codes, x) : _mm256_madd_epi16(codes, x);
+  }
+  INLINE void add_in_place(__m256i &sums, __m256i more) {  // GCC 12 would sum all last, in more registers than there are
+    if constexpr (SLOTS == 4)
+      asm("vpaddw %1, %0, %0" : "+x"(sums) : "x"(more));
+    else
+      asm("vpaddd %1, %0, %0" : "+x"(sums) : "x"(more));
   }
   // Sixteen bytes of each of eight rows, as four vectors of four bytes a row.
   INLINE void turn_bytes(const uint8_t *rows, int64_t stride, __m256i (&to)[4]) {
