@@ -9,7 +9,6 @@ namespace {
 
 constexpr int64_t EIGHT = 8;       // rows of W
 constexpr int64_t VECTOR = 32;     // bytes of codes
-constexpr int64_t TOGETHER = 64;   // vectors of a row's codes whose sums lie in the first cache
 
 // x where a vector of codes is: 64 columns of int4, 32 of int8.
 template <int SLOTS, int BYTES>
@@ -94,7 +93,9 @@ struct Beside : Kept<SLOTS, BYTES> {
 template <bool SHIFT, int SLOTS, int BYTES>
 void lone(const Grouped &A, int64_t row, int64_t fresh, const Beside<SLOTS, BYTES> *x, const Result &y) {
   using X = Beside<SLOTS, BYTES>;
-  constexpr int64_t MOST = TOGETHER / X::PARTS, AHEAD = 8 << 10;
+  // Vectors of a row's codes whose sums lie in the first cache; how far ahead of them memory is read.
+  constexpr int64_t MOST = 8 * SLOTS / X::PARTS, AHEAD = 8 << 10;
+  constexpr int EARLY = 6;  // eighths of it while codes are read, the others while sums are turned: it never rests
   const int64_t row_bytes = A.K * 2 / SLOTS, row_groups = A.K / A.group;
   const int by_group = __builtin_ctzll(A.group / PAIR);
   alignas(64) __m256i space[MOST][X::PARTS][EIGHT];
@@ -107,14 +108,15 @@ void lone(const Grouped &A, int64_t row, int64_t fresh, const Beside<SLOTS, BYTE
     for (int r = 0; r < EIGHT; ++r, codes += row_bytes) {
       const auto to = [&](int64_t v) { return reinterpret_cast<__m256i(*)[EIGHT]>(space[v][0] + r); };
       int64_t v = 0;
-      for (; v + 2 <= whole; v += 2, next += 64) {
-        prefetch(next);
+      const bool fetch = r * EARLY % 8 < EARLY;
+      for (; v + 2 <= whole; v += 2) {
+        if (fetch) prefetch(next), next += 64;
+        __builtin_prefetch(codes + row_bytes + v * VECTOR, 0, 3);  // the next row, into the first cache
         X::add(x[v], codes + v * VECTOR, true, to(v));
         X::add(x[v + 1], codes + (v + 1) * VECTOR, true, to(v + 1));
       }
       if (v < whole) X::add(x[v], codes + v * VECTOR, true, to(v));
       if (bytes % VECTOR) X::add(x[whole], codes + whole * VECTOR, false, to(whole));
-      if (bytes % 64) prefetch(next), next += bytes % 64;
       for (int64_t g = 0; g < bytes * SLOTS / 2 / A.group; g += 32)
         prefetch(A.scale.values + (row + EIGHT + r) * row_groups + from * SLOTS / 2 / A.group + g);
     }
@@ -128,6 +130,8 @@ void lone(const Grouped &A, int64_t row, int64_t fresh, const Beside<SLOTS, BYTE
         for (int r = 0; r < EIGHT; ++r) shifts[i][r] += 8.f * scales[i][r];
     }
     for (int64_t v = 0; v * VECTOR < bytes; ++v) {
+#pragma GCC unroll 4
+      for (int i = 0; i < (8 - EARLY) / 2; ++i, next += 64) prefetch(next);
       __m256i turned[X::PARTS][X::GROUPS];
 #pragma GCC unroll 2
       for (int part = 0; part < X::PARTS; ++part) X::turn(space[v][part], turned[part]);
