@@ -1,11 +1,12 @@
 // Sixteen floats as one value, on every instruction set: the same lanes, so sums are added in the same order everywhere.
+// `stream` stores past the caches, to a 64-byte boundary: what is not read again soon then costs no read before its write.
 #pragma once
 
 #include <cstring>
 
 #include "kernels.h"
 
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #elif defined(FLUVIAL_NEON)
 #include <arm_neon.h>
@@ -46,6 +47,7 @@ INLINE Lanes zero() { return {_mm512_setzero_ps()}; }
 INLINE Lanes all(float value) { return {_mm512_set1_ps(value)}; }
 INLINE Lanes load(const float *p) { return {_mm512_loadu_ps(p)}; }
 INLINE void store(float *p, Lanes a) { _mm512_storeu_ps(p, a.v); }
+INLINE void stream(float *p, Lanes a) { _mm512_stream_ps(p, a.v); }
 INLINE Lanes load(const uint16_t *p) {
   return {_mm512_castsi512_ps(
       _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p))), 16))};
@@ -68,6 +70,7 @@ INLINE Lanes zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 INLINE Lanes all(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
 INLINE Lanes load(const float *p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 INLINE void store(float *p, Lanes a) { _mm256_storeu_ps(p, a.a), _mm256_storeu_ps(p + 8, a.b); }
+INLINE void stream(float *p, Lanes a) { _mm256_stream_ps(p, a.a), _mm256_stream_ps(p + 8, a.b); }
 INLINE __m128i eight_halves(const uint16_t *p) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p)); }
 INLINE __m256 shifted_up(__m128i bf16) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bf16), 16));
@@ -98,6 +101,7 @@ INLINE Lanes load(const float *p) { return {{vld1q_f32(p), vld1q_f32(p + 4), vld
 INLINE void store(float *p, Lanes a) {
   for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, a.v[i]);
 }
+INLINE void stream(float *p, Lanes a) { store(p, a); }
 INLINE Lanes load(const uint16_t *p) {
   const uint16x8_t none = vdupq_n_u16(0), a = vld1q_u16(p), b = vld1q_u16(p + 8);
   return {{vreinterpretq_f32_u16(vzip1q_u16(none, a)), vreinterpretq_f32_u16(vzip2q_u16(none, a)),
@@ -138,6 +142,13 @@ INLINE Lanes load(const float *p) {
   return r;
 }
 INLINE void store(float *p, Lanes a) { std::memcpy(p, &a, sizeof a); }
+INLINE void stream(float *p, Lanes a) {
+#if defined(__SSE2__)
+  for (int i = 0; i < 4; ++i) _mm_stream_ps(p + 4 * i, a.v[i]);
+#else
+  store(p, a);
+#endif
+}
 template <typename F>
 INLINE Lanes each(F value) {  // of lanes 0..15
   float lanes[16];

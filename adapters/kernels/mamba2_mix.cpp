@@ -15,15 +15,13 @@ template <int64_t rows>
 INLINE void put_out(const float *from, float *to, const float *x, float decay, const float *B, const float *C, float *y,
                     int64_t N) {
   for (int64_t r = 0; r < rows; ++r, from += N, to += N) {
-    Sixteen sum{};
+    Lanes total = zero();
     for (int64_t n = 0; n < N; n += LANES) {
-      const Sixteen h = sixteen(from + n) * decay + sixteen(B + n) * x[r];
+      const Lanes h = fma(load(B + n), all(x[r]), load(from + n) * all(decay));
       stream(to + n, h);
-      sum += h * sixteen(C + n);
+      total = fma(h, load(C + n), total);
     }
-    float total = 0.f;
-    for (int64_t i = 0; i < LANES; ++i) total += sum[i];
-    y[r] = total;
+    y[r] = sum(total);
   }
 }
 

@@ -5,6 +5,7 @@
 // threads, so neither do the results.
 #pragma once
 
+#include "lanes.h"
 #include "threads.h"
 #include "vector.h"
 
@@ -65,8 +66,8 @@ INLINE void sweep_out(const float *from, int64_t from_stride, float *to, int64_t
   for (int64_t i = 0; i < K; ++i)
     for (int64_t j = 0; j < width; j += LANES) {
       __builtin_prefetch(next + i * to_stride + j, 0, 2);
-      Sixteen s = sixteen(from + i * from_stride + j) * now.w[i];
-      for (int p = 0; p < PAIRS; ++p) s += now.left[p][i] * sixteen(now.right[p] + j);
+      Lanes s = load(from + i * from_stride + j) * all(now.w[i]);
+      for (int p = 0; p < PAIRS; ++p) s = fma(all(now.left[p][i]), load(now.right[p] + j), s);
       stream(to + i * to_stride + j, s);
     }
 }

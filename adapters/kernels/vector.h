@@ -14,27 +14,6 @@
 namespace {
 
 constexpr int64_t LANES = 16;
-typedef float Sixteen __attribute__((vector_size(64), may_alias, aligned(4)));
-#pragma GCC diagnostic ignored "-Wpsabi"  // nothing passes one between files
-
-INLINE Sixteen sixteen(const float *from) { return *reinterpret_cast<const Sixteen *>(from); }
-
-// Past the caches, to a 64-byte boundary: what is not read again soon then costs no read before its write.
-INLINE void stream(float *to, Sixteen value) {
-#if defined(__AVX512F__)
-  _mm512_stream_ps(to, (__m512)value);
-#elif defined(__AVX__)
-  float part[LANES];
-  std::memcpy(part, &value, sizeof part);
-  for (int i = 0; i < LANES; i += 8) _mm256_stream_ps(to + i, _mm256_loadu_ps(part + i));
-#elif defined(__SSE2__)
-  float part[LANES];
-  std::memcpy(part, &value, sizeof part);
-  for (int i = 0; i < LANES; i += 4) _mm_stream_ps(to + i, _mm_loadu_ps(part + i));
-#else
-  std::memcpy(to, &value, sizeof value);
-#endif
-}
 
 INLINE void streamed() {  // before another thread may read it
 #if defined(__SSE2__)
