@@ -11,7 +11,11 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 64;  // columns; 128 rows of them are 32 KB
+#if defined(__AVX2__) && !defined(__AVX512F__)
+constexpr int64_t BLOCK = 128;  // columns: what is measured best, a row's neighbours come from memory together
+#else
+constexpr int64_t BLOCK = 64;  // 128 rows of them are 32 KB
+#endif
 constexpr int BAND = 8;        // rows of S per pass over the sums
 constexpr int64_t TOKENS = 16, WIDTH = 256;  // what a call may have at most: tokens, and rows or columns of a head
 

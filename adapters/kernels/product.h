@@ -20,10 +20,22 @@ INLINE int64_t rows_of_job(int64_t rows, int64_t row_bytes, int64_t band, int64_
   return (bands + jobs - 1) / jobs * band;
 }
 
-// How far ahead to prefetch, in bytes: the same place some tiles of R rows further on, or in a long row a little further.
+// How far ahead `fetch_ahead` fetches, in bytes, for tiles of so many bytes: the same place some tiles further on, or in a long row
+// a little further. With AVX2 a little further is best, and the first cache (measured on Zen 3: 1.1 to 1.4 times).
 INLINE int64_t ahead_of(int64_t bytes) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  return bytes > 0 ? 1 << 10 : 0;
+#else
   constexpr int64_t near = 2 << 10, far = 8 << 10;
   return bytes > 2 * far ? near : std::max<int64_t>(1, far / bytes) * bytes;
+#endif
+}
+INLINE void fetch_ahead(const void *p) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  __builtin_prefetch(p, 0, 3);
+#else
+  __builtin_prefetch(p, 0, 2);
+#endif
 }
 INLINE void prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }  // into the second cache: the first is full of x
 
