@@ -15,7 +15,7 @@ constexpr int64_t WIDTH = 256;   // channels of a head at most
 constexpr int MET = 4;  // keys at a time
 constexpr int64_t NEXT = 8 << 10;  // bytes of keys, or of values, that are fetched ahead
 #else
-constexpr int MET = 1;  // one row straight on after another is what memory gives most for (measured with AVX2: 1.2 times)
+constexpr int MET = 1;  // memory gives most for one row straight on after another (measured with AVX2: 1.2 times)
 constexpr int64_t NEXT = 1 << 10;
 #endif
 
@@ -105,10 +105,11 @@ INLINE void meet(const float *q, const Row *k, const Row *v, int64_t keys, int64
   int64_t d = 0;
 #if defined(__AVX512F__)
   for (; d + 8 * LANES <= D; d += 8 * LANES) gather<Q, 8, FIRST>(scores, keep, v + d, keys, sums + d, D);
-#else
-  if (D >= LANES) gather_rows<Q, FIRST>(scores, keep, v, keys, sums, D), d = D / LANES * LANES;
-#endif
   for (; d + LANES <= D; d += LANES) gather<Q, 1, FIRST>(scores, keep, v + d, keys, sums + d, D);
+#else
+  gather_rows<Q, FIRST>(scores, keep, v, keys, sums, D);
+  d = D / LANES * LANES;
+#endif
   for (; d < D; ++d)
     for (int r = 0; r < Q; ++r) {
       float &total = sums[r * D + d];

@@ -7,8 +7,8 @@
 
 namespace {
 
-constexpr int64_t EIGHT = 8;       // rows of W
-constexpr int64_t VECTOR = 32;     // bytes of codes
+constexpr int64_t EIGHT = 8;    // rows of W
+constexpr int64_t VECTOR = 32;  // bytes of codes
 
 // x where a vector of codes is: 64 columns of int4, 32 of int8.
 template <int SLOTS, int BYTES>
@@ -38,12 +38,13 @@ struct Beside : Kept<SLOTS, BYTES> {
   INLINE void add(const Beside &x, const uint8_t *codes, bool whole, __m256i (*to)[EIGHT]) {
     if constexpr (SLOTS == 4) {
       const __m256i nibbles = _mm256_set1_epi8(15);
-      const __m256i now = whole ? vector(codes) : _mm256_zextsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(codes)));
+      const __m256i now = whole ? vector_at(codes) : _mm256_zextsi128_si256(half_at(codes));
       const __m256i low = _mm256_and_si256(now, nibbles), high = _mm256_and_si256(_mm256_srli_epi16(now, 4), nibbles);
       __m256i sums[PLANES];
 #pragma GCC unroll 3
       for (int plane = 0; plane < PLANES; ++plane)
-        sums[plane] = _mm256_add_epi16(_mm256_maddubs_epi16(low, x.digits[plane][0]), _mm256_maddubs_epi16(high, x.digits[plane][1]));
+        sums[plane] = _mm256_add_epi16(_mm256_maddubs_epi16(low, x.digits[plane][0]),
+                                       _mm256_maddubs_epi16(high, x.digits[plane][1]));
       if constexpr (BYTES > 1) {
         const __m256i one = _mm256_set1_epi16(1), up = _mm256_set1_epi16(256);
         __m256i all = _mm256_madd_epi16(sums[PLANES - 1], up);
@@ -53,8 +54,8 @@ struct Beside : Kept<SLOTS, BYTES> {
       }
       _mm256_store_si256(to[0], sums[0]);
     } else {
-      const __m256i low = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(codes)));
-      const __m256i high = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(codes) + 1));
+      const __m256i low = _mm256_cvtepi8_epi16(half_at(codes));
+      const __m256i high = _mm256_cvtepi8_epi16(half_at(codes + 16));
 #pragma GCC unroll 2
       for (int plane = 0; plane < PLANES; ++plane)
         _mm256_store_si256(to[plane], _mm256_add_epi32(_mm256_madd_epi16(low, x.digits[plane][0]),
@@ -118,7 +119,7 @@ void lone(const Grouped &A, int64_t row, int64_t fresh, const Beside<SLOTS, BYTE
       if (v < whole) X::add(x[v], codes + v * VECTOR, true, to(v));
       if (bytes % VECTOR) X::add(x[whole], codes + whole * VECTOR, false, to(whole));
       for (int64_t g = 0; g < bytes * SLOTS / 2 / A.group; g += 32)
-        prefetch(A.scale.values + (row + EIGHT + r) * row_groups + from * SLOTS / 2 / A.group + g);
+        prefetch(A.scale.values + (row + 2 * EIGHT + r) * row_groups + from * SLOTS / 2 / A.group + g);
     }
     const int64_t groups = bytes * SLOTS / 2 / PAIR, first = row * row_groups + from * SLOTS / 2 / A.group;
     const int64_t scale_groups = ((groups - 1) >> by_group) + 1;

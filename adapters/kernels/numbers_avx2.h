@@ -10,7 +10,8 @@
 
 namespace {
 
-INLINE __m256i vector(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
+INLINE __m256i vector_at(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
+INLINE __m128i half_at(const void *p) { return _mm_loadu_si128(static_cast<const __m128i *>(p)); }
 
 // How 32 columns of x are kept. SLOTS 4: for int4, 2: for int8.
 template <int SLOTS, int BYTES>
@@ -102,7 +103,8 @@ void turn_scales(const Scales &from, int64_t first, int64_t row_groups, int64_t 
       a[r] = eight_halves(count < 8 ? some : row);
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < 8; i += 2) b[i] = _mm_unpacklo_epi16(a[i], a[i + 1]), b[i + 1] = _mm_unpackhi_epi16(a[i], a[i + 1]);
+    for (int i = 0; i < 8; i += 2)
+      b[i] = _mm_unpacklo_epi16(a[i], a[i + 1]), b[i + 1] = _mm_unpackhi_epi16(a[i], a[i + 1]);
 #pragma GCC unroll 2
     for (int i = 0; i < 8; i += 4)
 #pragma GCC unroll 2
@@ -111,7 +113,8 @@ void turn_scales(const Scales &from, int64_t first, int64_t row_groups, int64_t 
         a[i + 2 * j + 1] = _mm_unpackhi_epi32(b[i + j], b[i + j + 2]);
       }
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) b[2 * i] = _mm_unpacklo_epi64(a[i], a[i + 4]), b[2 * i + 1] = _mm_unpackhi_epi64(a[i], a[i + 4]);
+    for (int i = 0; i < 4; ++i)
+      b[2 * i] = _mm_unpacklo_epi64(a[i], a[i + 4]), b[2 * i + 1] = _mm_unpackhi_epi64(a[i], a[i + 4]);
     for (int64_t i = 0; i < count; ++i)
       _mm256_storeu_ps(to + (g + i) * STRIDE, from.bf16 ? shifted_up(b[i]) : _mm256_cvtph_ps(b[i]));
   }

@@ -165,7 +165,8 @@ struct Panel : Kept<SLOTS, BYTES> {
           float *to = sums[m] + 8 * half;
           __m256 total = _mm256_fmadd_ps(dot, _mm256_mul_ps(by, _mm256_set1_ps(x->unit[m])), _mm256_load_ps(to));
           if (SHIFT)
-            total = _mm256_fmadd_ps(_mm256_load_ps(panel.shift[g >> by_group] + 8 * half), _mm256_set1_ps(x->sum[m]), total);
+            total = _mm256_fmadd_ps(_mm256_load_ps(panel.shift[g >> by_group] + 8 * half), _mm256_set1_ps(x->sum[m]),
+                                    total);
           _mm256_store_ps(to, total);
         }
     }
@@ -175,7 +176,8 @@ struct Panel : Kept<SLOTS, BYTES> {
   INLINE __m256i times(__m256i codes, __m256i x) {
     return SLOTS == 4 ? _mm256_maddubs_epi16(codes, x) : _mm256_madd_epi16(codes, x);
   }
-  INLINE void add_in_place(__m256i &sums, __m256i more) {  // GCC 12 would sum all last, in more registers than there are
+  // GCC 12 would sum all products last, in more registers than there are
+  INLINE void add_in_place(__m256i &sums, __m256i more) {
     if constexpr (SLOTS == 4)
       asm("vpaddw %1, %0, %0" : "+x"(sums) : "x"(more));
     else
@@ -183,7 +185,7 @@ struct Panel : Kept<SLOTS, BYTES> {
   }
   // Sixteen bytes of each of eight rows, as four vectors of four bytes a row.
   INLINE void turn_bytes(const uint8_t *rows, int64_t stride, __m256i (&to)[4]) {
-    const auto of_row = [=](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(rows + r * stride)); };
+    const auto of_row = [=](int r) { return half_at(rows + r * stride); };
     __m256i v[4];
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) v[r] = _mm256_inserti128_si256(_mm256_castsi128_si256(of_row(r)), of_row(r + 4), 1);

@@ -20,11 +20,12 @@ INLINE int64_t rows_of_job(int64_t rows, int64_t row_bytes, int64_t band, int64_
   return (bands + jobs - 1) / jobs * band;
 }
 
-// How far ahead `fetch_ahead` fetches, in bytes, for tiles of so many bytes: the same place some tiles further on, or in a long row
-// a little further. With AVX2 a little further is best, and the first cache (measured on Zen 3: 1.1 to 1.4 times).
+// How far ahead to fetch, in bytes, for tiles of so many bytes: the same place some tiles further on, or in a long row a
+// little further. With AVX2 always a little further and into the first cache (1.1 to 1.4 times as fast, on Zen 3).
 INLINE int64_t ahead_of(int64_t bytes) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
-  return bytes > 0 ? 1 << 10 : 0;
+  static_cast<void>(bytes);
+  return 1 << 10;
 #else
   constexpr int64_t near = 2 << 10, far = 8 << 10;
   return bytes > 2 * far ? near : std::max<int64_t>(1, far / bytes) * bytes;

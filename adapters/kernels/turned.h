@@ -9,12 +9,10 @@ constexpr int BAND = 16;  // rows
 
 // Sixteen bytes of each of sixteen rows, `stride` bytes apart, as four vectors of four bytes a row.
 INLINE void turn(const uint8_t *rows, int64_t stride, Words (&to)[4]) {
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
   const auto of_row = [=](int r) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i *>(rows + r * stride));
   };
-#endif
-#if defined(__AVX512F__)
   __m512i v[4];
 #pragma GCC unroll 4
   for (int r = 0; r < 4; ++r) {
@@ -26,21 +24,6 @@ INLINE void turn(const uint8_t *rows, int64_t stride, Words (&to)[4]) {
   const __m512i c = _mm512_unpacklo_epi32(v[2], v[3]), d = _mm512_unpackhi_epi32(v[2], v[3]);
   to[0] = {_mm512_unpacklo_epi64(a, c)}, to[1] = {_mm512_unpackhi_epi64(a, c)};
   to[2] = {_mm512_unpacklo_epi64(b, d)}, to[3] = {_mm512_unpackhi_epi64(b, d)};
-#elif defined(__AVX2__)
-  const auto half_of = [&](int first, __m256i(&half)[4]) {
-    __m256i v[4];
-#pragma GCC unroll 4
-    for (int r = 0; r < 4; ++r)
-      v[r] = _mm256_inserti128_si256(_mm256_castsi128_si256(of_row(first + r)), of_row(first + r + 4), 1);
-    const __m256i a = _mm256_unpacklo_epi32(v[0], v[1]), b = _mm256_unpackhi_epi32(v[0], v[1]);
-    const __m256i c = _mm256_unpacklo_epi32(v[2], v[3]), d = _mm256_unpackhi_epi32(v[2], v[3]);
-    half[0] = _mm256_unpacklo_epi64(a, c), half[1] = _mm256_unpackhi_epi64(a, c);
-    half[2] = _mm256_unpacklo_epi64(b, d), half[3] = _mm256_unpackhi_epi64(b, d);
-  };
-  __m256i first[4], second[4];
-  half_of(0, first), half_of(8, second);
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) to[i] = {first[i], second[i]};
 #elif defined(FLUVIAL_NEON)
 #pragma GCC unroll 4
   for (int part = 0; part < 4; ++part) {

@@ -1,11 +1,12 @@
-// Sixteen whole numbers of 32 bits as one value, and thirty-two of 16 or sixty-four bytes, on every instruction set.
+// Sixteen whole numbers of 32 bits as one value, and thirty-two of 16 or sixty-four bytes, on every instruction set but
+// AVX2, which has forms of its own (numbers_avx2.h).
 #pragma once
 
 #include "lanes.h"
 #include "words_neon.h"
 #include "words_plain.h"
 
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
 #define VECTORS INLINE
 #else
 #define VECTORS static __attribute__((noinline))  // many instructions
@@ -68,71 +69,6 @@ INLINE void store_bytes(Ints a, int8_t *to) {
 INLINE void store_apart(Ints a, int16_t *even, int16_t *odd) {  // as words
   const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
   const __m256i apart = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(_mm512_cvtepi32_epi16(a.v), order), 0xd8);
-  _mm_storeu_si128(reinterpret_cast<__m128i *>(even), _mm256_castsi256_si128(apart));
-  _mm_storeu_si128(reinterpret_cast<__m128i *>(odd), _mm256_extracti128_si256(apart, 1));
-}
-
-#elif defined(__AVX2__)
-
-struct Ints {
-  __m256i a, b;
-};
-struct Words {
-  __m256i a, b;
-};
-INLINE __m256i half(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
-INLINE Ints same(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
-INLINE Words words(const void *p) { return {half(p), half(static_cast<const char *>(p) + 32)}; }
-INLINE void store(void *p, Words x) {
-  _mm256_storeu_si256(static_cast<__m256i *>(p), x.a);
-  _mm256_storeu_si256(static_cast<__m256i *>(p) + 1, x.b);
-}
-INLINE Words fours(const void *four) {
-  int32_t all;
-  std::memcpy(&all, four, 4);
-  return {_mm256_set1_epi32(all), _mm256_set1_epi32(all)};
-}
-INLINE Lanes to_float(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
-INLINE Words low_nibbles(Words x) {
-  const __m256i low = _mm256_set1_epi8(15);
-  return {_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low)};
-}
-INLINE Words high_nibbles(Words x) { return low_nibbles({_mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)}); }
-INLINE Words above_128(Words x) {
-  const __m256i top = _mm256_set1_epi8(-128);
-  return {_mm256_xor_si256(x.a, top), _mm256_xor_si256(x.b, top)};
-}
-INLINE Words even_bytes(Words x) {
-  const __m256i low = _mm256_set1_epi16(255);
-  return {_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low)};
-}
-INLINE Words odd_bytes(Words x) { return {_mm256_srli_epi16(x.a, 8), _mm256_srli_epi16(x.b, 8)}; }
-INLINE Ints add_products(Ints sums, Words x, Words y) {
-  return {_mm256_add_epi32(sums.a, _mm256_madd_epi16(x.a, y.a)),
-          _mm256_add_epi32(sums.b, _mm256_madd_epi16(x.b, y.b))};
-}
-
-INLINE Ints rounded(const float *x, float by) {
-  const __m256 unit = _mm256_set1_ps(by);
-  return {_mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), unit)),
-          _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8), unit))};
-}
-INLINE Ints high_part(Ints x) {
-  const __m256i half = _mm256_set1_epi32(128);
-  return {_mm256_srai_epi32(_mm256_add_epi32(x.a, half), 8), _mm256_srai_epi32(_mm256_add_epi32(x.b, half), 8)};
-}
-INLINE Ints low_part(Ints x) {
-  return {_mm256_srai_epi32(_mm256_slli_epi32(x.a, 24), 24), _mm256_srai_epi32(_mm256_slli_epi32(x.b, 24), 24)};
-}
-INLINE int32_t total(Ints x) {
-  alignas(32) int32_t eight[8];
-  _mm256_store_si256(reinterpret_cast<__m256i *>(eight), _mm256_add_epi32(x.a, x.b));
-  return ((eight[0] + eight[1]) + (eight[2] + eight[3])) + ((eight[4] + eight[5]) + (eight[6] + eight[7]));
-}
-INLINE void store_apart(Ints x, int16_t *even, int16_t *odd) {
-  const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
-  const __m256i apart = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(_mm256_packs_epi32(x.a, x.b), order),
-                                                    _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
   _mm_storeu_si128(reinterpret_cast<__m128i *>(even), _mm256_castsi256_si128(apart));
   _mm_storeu_si128(reinterpret_cast<__m128i *>(odd), _mm256_extracti128_si256(apart, 1));
 }

@@ -3,7 +3,7 @@
 
 #include "lanes.h"
 
-#if !defined(__AVX2__) && !defined(FLUVIAL_NEON)
+#if !defined(__AVX512F__) && !defined(FLUVIAL_NEON)
 
 namespace {
 
