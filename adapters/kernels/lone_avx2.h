@@ -118,14 +118,15 @@ void lone(const Grouped &A, int64_t row, int64_t fresh, const Beside<SLOTS, BYTE
       }
       if (v < whole) X::add(x[v], codes + v * VECTOR, true, to(v));
       if (bytes % VECTOR) X::add(x[whole], codes + whole * VECTOR, false, to(whole));
-      for (int64_t g = 0; g < bytes * SLOTS / 2 / A.group; g += 32)
-        prefetch(A.scale.values + (row + 2 * EIGHT + r) * row_groups + from * SLOTS / 2 / A.group + g);
+      const uint16_t *scale = A.scale.values + (row + 2 * EIGHT + r) * row_groups;
+      const int64_t first = (from * SLOTS / 2 / PAIR) >> by_group, end = ((from + bytes) * SLOTS / 2 / PAIR) >> by_group;
+      for (int64_t g = first; g < end; g += 32) prefetch(scale + g);
     }
-    const int64_t groups = bytes * SLOTS / 2 / PAIR, first = row * row_groups + from * SLOTS / 2 / A.group;
-    const int64_t scale_groups = ((groups - 1) >> by_group) + 1;
-    turn_scales<EIGHT>(A.scale, first, row_groups, scale_groups, scales[0]);
+    const int64_t groups = bytes * SLOTS / 2 / PAIR, scale_groups = ((groups - 1) >> by_group) + 1;
+    const int64_t first = row * row_groups + ((from * SLOTS / 2 / PAIR) >> by_group), all = A.N * row_groups;
+    turn_scales<EIGHT>(A.scale, first, row_groups, scale_groups, all, scales[0]);
     if (SHIFT) {
-      turn_scales<EIGHT>(A.offset, first, row_groups, scale_groups, shifts[0]);
+      turn_scales<EIGHT>(A.offset, first, row_groups, scale_groups, all, shifts[0]);
       // code scale + offset = (code - 8) scale + (offset + 8 scale), which cancels less than the sum of the two
       for (int64_t i = 0; i < scale_groups; ++i)
         for (int r = 0; r < EIGHT; ++r) shifts[i][r] += 8.f * scales[i][r];

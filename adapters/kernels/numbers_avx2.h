@@ -90,18 +90,20 @@ INLINE __m256 dot_of(const __m256i (&sums)[SLOTS == 4 ? 1 : Kept<SLOTS, BYTES>::
   return low;
 }
 
-// The scales of eight rows for some columns, in fp32: to[group * STRIDE + row].
+// Eight rows' scales from the value `first` on, of `all`, in fp32: to[group * STRIDE + row].
 template <int STRIDE>
-void turn_scales(const Scales &from, int64_t first, int64_t row_groups, int64_t groups, float *to) {
+void turn_scales(const Scales &from, int64_t first, int64_t row_groups, int64_t groups, int64_t all, float *to) {
   for (int64_t g = 0; g < groups; g += 8) {
     const int64_t count = std::min<int64_t>(8, groups - g);
     __m128i a[8], b[8];
-    for (int r = 0; r < 8; ++r) {
-      const uint16_t *row = from.values + first + r * row_groups + g;
-      alignas(16) uint16_t some[8] = {};
-      if (count < 8) std::memcpy(some, row, count * sizeof *row);
-      a[r] = eight_halves(count < 8 ? some : row);
+    const uint16_t *rows = from.values + first + g;
+    int64_t step = row_groups;
+    alignas(16) uint16_t some[8][8];
+    if (first + 7 * row_groups + g + 8 > all) {  // what lies behind the last row is nobody's
+      for (int r = 0; r < 8; ++r) std::memcpy(some[r], rows + r * row_groups, count * sizeof *rows);
+      rows = some[0], step = 8;
     }
+    for (int r = 0; r < 8; ++r) a[r] = eight_halves(rows + r * step);
 #pragma GCC unroll 4
     for (int i = 0; i < 8; i += 2)
       b[i] = _mm_unpacklo_epi16(a[i], a[i + 1]), b[i + 1] = _mm_unpackhi_epi16(a[i], a[i + 1]);

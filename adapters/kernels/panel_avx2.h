@@ -76,7 +76,7 @@ struct Panel : Kept<SLOTS, BYTES> {
   // Of the rows from A's row `row` on, `columns` from the column `from`; `next` is fetched meanwhile.
   template <bool SHIFT>
   void turn(const Grouped &A, int64_t row, int64_t from, int64_t columns, const uint8_t *&next) {
-    const int64_t row_bytes = A.K * 2 / SLOTS, row_groups = A.K / A.group;
+    const int64_t row_bytes = A.K * 2 / SLOTS;
     const uint8_t *at = A.q + row * row_bytes + from * 2 / SLOTS;
     for (int64_t g = 0; g < columns / PAIR; ++g, at += 2 * PAIR / SLOTS) {
 #pragma GCC unroll 8
@@ -106,10 +106,11 @@ struct Panel : Kept<SLOTS, BYTES> {
       }
     }
     const int by_group = __builtin_ctzll(A.group / PAIR);
-    const int64_t groups = ((columns / PAIR - 1) >> by_group) + 1, first = row * row_groups + from / A.group;
+    const int64_t groups = ((columns / PAIR - 1) >> by_group) + 1, row_groups = A.K / A.group, all = A.N * row_groups;
     for (int half = 0; half < 2; ++half) {
-      turn_scales<BAND>(A.scale, first + 8 * half * row_groups, row_groups, groups, scale[0] + 8 * half);
-      if (SHIFT) turn_scales<BAND>(A.offset, first + 8 * half * row_groups, row_groups, groups, shift[0] + 8 * half);
+      const int64_t first = (row + 8 * half) * row_groups + from / A.group;
+      turn_scales<BAND>(A.scale, first, row_groups, groups, all, scale[0] + 8 * half);
+      if (SHIFT) turn_scales<BAND>(A.offset, first, row_groups, groups, all, shift[0] + 8 * half);
     }
     if (SHIFT)
       for (int64_t i = 0; i < groups; ++i)
