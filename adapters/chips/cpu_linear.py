@@ -1,7 +1,7 @@
 """The CPU's products with weight matrices: int4, int8, bf16 and fp32, without unpacking them.
 
 A decode step reads every matrix once and is bound by memory, so a kernel reads nothing but the stored bytes. For int4
-and int8 x becomes whole numbers (kernels/rounded.h): of fp32 as much as fp32 sums would keep, of bf16 the first 16 bits
+and int8 x becomes whole numbers (kernels/units.h): of fp32 as much as fp32 sums would keep, of bf16 the first 16 bits
 below the largest of 32 columns, or what `x_bits` says. They are the same for any number of rows and on every
 instruction set. bf16 and fp32 weights are multiplied in fp32.
 """
