@@ -38,7 +38,8 @@ struct Beside : Kept<SLOTS, BYTES> {
   INLINE void add(const Beside &x, const uint8_t *codes, bool whole, __m256i (*to)[EIGHT]) {
     if constexpr (SLOTS == 4) {
       const __m256i nibbles = _mm256_set1_epi8(15);
-      const __m256i now = whole ? vector_at(codes) : _mm256_zextsi128_si256(half_at(codes));
+      const __m256i now =
+          whole ? vector_at(codes) : _mm256_inserti128_si256(_mm256_setzero_si256(), half_at(codes), 0);
       const __m256i low = _mm256_and_si256(now, nibbles), high = _mm256_and_si256(_mm256_srli_epi16(now, 4), nibbles);
       __m256i sums[PLANES];
 #pragma GCC unroll 3
